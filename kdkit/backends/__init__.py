@@ -1,0 +1,1 @@
+"""Backends: where a version runs and is measured."""

@@ -1,0 +1,152 @@
+"""Models as the kit handles them: copied, frozen for a while, looked at for their traits, sharing what did not change."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit.errors import KdError
+from kdkit.stage import Trait
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode, its parameters without gradients; modes and flags are put back afterwards.
+
+    >>> net = nn.Dropout()
+    >>> with frozen(net): net.training
+    False
+    >>> net.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for weight, _ in flags:
+            weight.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode under `no_grad`; its modes are put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with `model`.
+
+    Raises:
+        KdError: the model can't be copied; the message names the reason.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise KdError(
+            f"{type(model).__name__} can't be copied: {error}",
+            "a model holds a lock, a generator or a tensor that is part of a graph; remove it before %kd use",
+        ) from error
+
+
+def share_unchanged(model: nn.Module, parent: nn.Module) -> int:
+    """Let `model` use the storage of every tensor of `parent` that is equal by name and content; return the bytes saved.
+
+    Both are versions of a session, which nothing changes in place any more.
+    """
+    theirs = dict(_tensors(parent))
+    saved = 0
+    for name, tensor in _tensors(model):
+        other = theirs.get(name)
+        if other is None or tensor.data_ptr() == other.data_ptr() or not _same(tensor, other):
+            continue
+        tensor.data = other.data
+        saved += tensor.nbytes
+    return saved
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=True)
+    yield from model.named_buffers(remove_duplicate=True)
+
+
+def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    plain = type(tensor.data) is torch.Tensor and type(other.data) is torch.Tensor
+    return plain and tensor.dtype == other.dtype and tensor.shape == other.shape and tensor.device == other.device and tensor.stride() == other.stride() and torch.equal(tensor, other)
+
+
+SEEN = frozenset(Trait) - {Trait.ENCODED}
+"""The traits that `traits_of` can see for itself."""
+
+
+def traits_of(model: nn.Module) -> frozenset[str]:
+    """The traits that can be seen by looking at a model.
+
+    >>> sorted(traits_of(nn.Linear(2, 2)))
+    [<Trait.FLOAT_WEIGHTS: 'float_weights'>, <Trait.FREE_STRUCTURE: 'free_structure'>, <Trait.TRAINABLE: 'trainable'>]
+    """
+    seen = set(getattr(model, "kdkit_traits", ()))
+    if seen:
+        return frozenset(seen)
+    modules = list(model.modules())
+    if any(_is_packed(module) for module in modules):
+        seen.add(Trait.PACKED_WEIGHTS)
+    else:
+        seen |= {Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE}
+    if any(_made_by(module, "peft.tuners") for module in modules):
+        seen.add(Trait.ADAPTERS_ATTACHED)
+        seen.discard(Trait.FREE_STRUCTURE)
+    if any(name.endswith("_mask") and hasattr(module, name[:-5] + "_orig") for module in modules for name in module._buffers):
+        seen.add(Trait.MASKS_PENDING)
+    if any("fakequant" in type(module).__name__.lower() for module in modules):
+        seen.add(Trait.FAKE_QUANT)
+    if any(weight.is_floating_point() for weight in model.parameters()):
+        seen.add(Trait.TRAINABLE)
+    return frozenset(seen)
+
+
+def _is_packed(module: nn.Module) -> bool:
+    kept = [*module._parameters.values(), *module._buffers.values()]
+    subclassed = any(tensor is not None and type(tensor.data) is not torch.Tensor for tensor in kept)
+    return subclassed or _made_by(module, "torch.ao.nn.quantized", "bitsandbytes", "hqq") or any(
+        weight is not None and not (weight.is_floating_point() or weight.is_complex()) for weight in module._parameters.values()
+    )
+
+
+def _made_by(module: nn.Module, *packages: str) -> bool:
+    return any(kind.__module__.startswith(package) for kind in type(module).__mro__ for package in packages)
+
+
+def adopt(obj: Any) -> nn.Module:
+    """An nn.Module out of whatever a user calls a model.
+
+    Raises:
+        KdError: nobody knows how.
+    """
+    if isinstance(obj, nn.Module):
+        return obj
+    from kdkit.plugins import manager
+
+    model = manager().hook.kdkit_adopt_model(obj=obj)
+    if isinstance(model, nn.Module):
+        return model
+    hint = f"make an instance of it: {obj.__name__}(...)" if isinstance(obj, type) else "pass a torch nn.Module; plugins can adopt other kinds with kdkit_adopt_model"
+    raise KdError(f"{type(obj).__name__ if not isinstance(obj, type) else 'the class ' + obj.__name__} is not a model", hint)

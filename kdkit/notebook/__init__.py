@@ -1,0 +1,1 @@
+"""The notebook face: magics, completion, tables."""

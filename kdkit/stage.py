@@ -1,0 +1,350 @@
+"""The stage contract: a technique is one frozen pydantic class.
+
+Its fields are its parameters, its class attributes its declared facts, its `apply` the work. The fields alone feed the
+magic's parser, `help`, completion, the wizard's form, the recipe and the search space.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdkit.errors import KdError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdkit.context import Context
+    from kdkit.training import TrainPart
+
+API = 1
+"""The number of this contract; a stage declares the one it was written for."""
+
+FAMILIES = ("distill", "prune", "decompose", "peft", "tune", "quantize", "encode", "convert")
+"""The families kdkit speaks of, in the order in which they usually follow one another; a plugin may bring its own."""
+
+
+class Trait(StrEnum):
+    """A fact about a model that decides which stages may follow.
+
+    A plugin may use words of its own beside these; the kit can check only what it knows how to see.
+    """
+
+    FLOAT_WEIGHTS = "float_weights"
+    TRAINABLE = "trainable"
+    FREE_STRUCTURE = "free_structure"
+    MASKS_PENDING = "masks_pending"
+    ADAPTERS_ATTACHED = "adapters_attached"
+    FAKE_QUANT = "fake_quant"
+    PACKED_WEIGHTS = "packed_weights"
+    ONNX = "onnx"
+    ENCODED = "encoded"
+
+
+SIMULATED = frozenset({Trait.MASKS_PENDING, Trait.FAKE_QUANT})
+"""Traits under which size and speed are simulated: shown, and not counted as won."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage must be handed besides the model.
+
+    Attributes:
+        example: one batch of inputs (any data of the session gives it).
+        calibration: unlabelled batches to stream once.
+        train: batches to train on.
+        labels: the training batches carry labels.
+        teacher: a teacher model.
+        tokenizer: a tokenizer.
+        packages: importable packages, by import name.
+
+    >>> Needs(train=True, packages=("peft",))
+    Needs(train=True, packages=('peft',))
+    """
+
+    example: bool = False
+    calibration: bool = False
+    train: bool = False
+    labels: bool = False
+    teacher: bool = False
+    tokenizer: bool = False
+    packages: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """The needs that are set, by name, packages last."""
+        return [item.name for item in fields(self) if item.name != "packages" and getattr(self, item.name)] + list(self.packages)
+
+    def __or__(self, other: Needs) -> Needs:
+        joined = {item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)}
+        return Needs(**joined | {"packages": tuple(dict.fromkeys(self.packages + other.packages))})
+
+    def __repr__(self) -> str:
+        return f"Needs({', '.join(f'{item.name}={getattr(self, item.name)!r}' for item in fields(self) if getattr(self, item.name))})"
+
+
+def param(
+    default: Any = ...,
+    help: str = "",
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    unit: str = "",
+    search: tuple | None = None,
+    refers: str = "",
+    advanced: bool = False,
+) -> Any:
+    """Declare one parameter of a stage.
+
+    Args:
+        default: its value when nothing is said; `...` makes it required.
+        help: one line that tells what it does.
+        ge, gt, le, lt: bounds.
+        unit: of the value, such as "ms" or "tokens".
+        search: what a search may try: (low, high) for a number, the choices otherwise.
+        refers: what object of the session the parameter names: "model", "data", "function", "object" or "layers"
+            (patterns over the model's module names). The parameter's value is the *name*; the object stays in the session.
+        advanced: shown after the others in help and forms.
+
+    Allowed types: bool, int, float, str, Literal[...] of strings or numbers, `X | None` of these, and tuple[X, ...] of these.
+    """
+    extra = {"unit": unit, "search": list(search) if search else None, "refers": refers, "advanced": advanced}
+    return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra={key: value for key, value in extra.items() if value})
+
+
+class Settings(BaseModel):
+    """Frozen named parameters with help and bounds: what stages and verbs have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def build(cls, title: str, values: dict[str, Any]) -> Settings:
+        """Make one from plain values; a wrong one is a `KdError` that names the option, its bound and its help."""
+        try:
+            return cls(**values)
+        except pydantic.ValidationError as error:
+            raise explain(cls, title, error) from error
+
+    def changed(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, in declared order."""
+        return {name: value for name, value in self if type(self).model_fields[name].is_required() or value != type(self).model_fields[name].default}
+
+
+def explain(settings: type[Settings], title: str, error: pydantic.ValidationError) -> KdError:
+    """Say a validation error in the words of the `%kd` line."""
+    messages, hints = [], []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        option = "--" + name.replace("_", "-")
+        field = settings.model_fields.get(name)
+        if field is None:
+            messages.append(f"{title}: {problem['msg']}" if not name else f"{title} has no option {option}")
+            continue
+        said = f" {problem['input']!r}" if problem["type"] != "missing" else ""
+        messages.append(f"{title}: {option}{said}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
+        hints.append(f"{option}: {field.description}")
+    return KdError("; ".join(messages), *hints)
+
+
+class Stage(Settings):
+    """One technique with its parameters: an immutable step of a pipeline.
+
+    A subclass sets `id` ("family.technique"), declares its parameters with `param`, and writes `apply`. See
+    `kdkit.hookspecs.kdkit_stages` for how it is published.
+
+    >>> class Halve(Stage):
+    ...     '''Multiply every weight by a factor.'''
+    ...     id: ClassVar = "tune.halve"
+    ...     factor: float = param(0.5, "what every weight is multiplied by", gt=0)
+    ...     def apply(self, model, context):
+    ...         for weight in model.parameters():
+    ...             weight.data.mul_(self.factor)
+    >>> Halve(factor=0.25).line()
+    'tune halve --factor 0.25'
+    """
+
+    id: ClassVar[str] = ""
+    api: ClassVar[int] = API
+    version: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs()
+    requires: ClassVar[Iterable[str]] = frozenset()
+    forbids: ClassVar[Iterable[str]] = frozenset()
+    adds: ClassVar[Iterable[str]] = frozenset()
+    removes: ClassVar[Iterable[str]] = frozenset()
+    bridge: ClassVar[bool] = False
+    """Whether the kit may insert the stage, with its defaults, where a later stage needs the traits it adds or removes."""
+    may_change_nothing: ClassVar[bool] = False
+    """Whether leaving the model as it was is a result; otherwise it is an error."""
+    keeps_output: ClassVar[bool] = True
+    """Whether the outputs keep their structure and shapes; the kit checks it on the example batch."""
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Do the work on `model`, a private copy, and return it, or another model; None stands for the copy."""
+        raise KdError(f"{type(self).__name__} has no apply", "write apply(self, model, context) that changes or returns the model")
+
+    def check(self, model: nn.Module, context: Context) -> Iterable[str]:
+        """Problems that can be known before any work, a line each; cheap, and without data."""
+        return ()
+
+    def needed(self) -> Needs:
+        """What this stage needs with these parameters; `needs` unless it depends on them."""
+        return self.needs
+
+    def forecast(self, model: nn.Module, context: Context) -> Forecast:
+        """What the model will be like, without training or data: by default by applying the stage to a throw-away copy."""
+        changed = self.apply(model, context)
+        return Forecast(model if changed is None else changed)
+
+    @property
+    def family(self) -> str:
+        """The family, such as "prune"."""
+        return self.id.partition(".")[0]
+
+    @property
+    def technique(self) -> str:
+        """The technique within its family, such as "channels"."""
+        return self.id.partition(".")[2]
+
+    def line(self) -> str:
+        """The stage as one line of a `%%kd` cell."""
+        from kdkit.lines import write_options
+
+        return " ".join([self.family, self.technique, *write_options(self)])
+
+    def __str__(self) -> str:
+        return self.line()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a stage would leave behind.
+
+    Attributes:
+        model: the model's structure afterwards (weights may be anything).
+        size_bytes: bytes on disk, where the structure alone does not tell.
+        macs_ratio: MACs afterwards over MACs of `model`, where the structure alone does not tell.
+    """
+
+    model: nn.Module
+    size_bytes: int | None = None
+    macs_ratio: float | None = None
+
+
+def describe(settings: type[Settings]) -> str:
+    """The first sentence of a class's docstring: its one-line help.
+
+    >>> describe(Stage)
+    'One technique with its parameters: an immutable step of a pipeline.'
+    """
+    return (inspect.getdoc(settings) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+_ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\.[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+def faults(stage: type[Stage]) -> Iterator[str]:
+    """What keeps a class from being a stage, a line each; nothing when it is whole."""
+    if not (isinstance(stage, type) and issubclass(stage, Stage)):
+        yield f"{stage!r} is not a subclass of kdkit.Stage"
+        return
+    where = f"{stage.__module__}.{stage.__qualname__}"
+    if not _ID.fullmatch(str(stage.id)):
+        yield f'{where}: id {stage.id!r} is not "family.technique" in lower-case words'
+    if stage.api != API:
+        yield f"{where}: written for contract {stage.api}, this kdkit speaks {API}; " + ("update the plugin" if stage.api < API else "update kdkit")
+    if stage.apply is Stage.apply:
+        yield f"{where}: has no apply(self, model, context)"
+    if "__doc__" not in vars(stage) or not stage.__doc__:
+        yield f"{where}: has no docstring; its first sentence is the help line"
+    for name, field in stage.model_fields.items():
+        if not field.description:
+            yield f"{where}: parameter {name} has no help; declare it as {name} = param(default, help)"
+    from kdkit.lines import field_faults
+
+    yield from (f"{where}: {fault}" for fault in field_faults(stage))
+
+
+def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
+    """Make a stage of a function and offer it in this session; running the cell again replaces it.
+
+    Args:
+        id: "family.technique".
+        facts: class attributes of the stage: needs, requires, forbids, adds, removes, ...
+
+    The function takes (model, context) and its parameters by keyword, each with an annotation and a default, plain or
+    made by `param`.
+
+    >>> @stage("prune.smallest")
+    ... def smallest(model, context, *, share: float = param(0.1, "share of weights to zero", ge=0, lt=1)):
+    ...     "Zero the smallest weights."
+    >>> smallest(share=0.2).line()
+    'prune smallest --share 0.2'
+    """
+
+    def make(function: Callable) -> type[Stage]:
+        from kdkit.plugins import manager
+
+        signature = inspect.signature(function, eval_str=True)
+        options = [item for item in signature.parameters.values() if item.kind is item.KEYWORD_ONLY]
+        bare = [item.name for item in options if item.annotation is item.empty]
+        if bare:
+            raise KdError(f"{function.__name__}: {', '.join(bare)} has no type", f"write {bare[0]}: float = kdkit.param(0.5, 'what it does')")
+        spoken = {item.name: item.default if isinstance(item.default, pydantic.fields.FieldInfo) else param(item.default, item.name.replace("_", " ")) for item in options}
+
+        def apply(self: Stage, model: nn.Module, context: Context) -> nn.Module | None:
+            return function(model, context, **dict(self))
+
+        name = function.__name__.title().replace("_", "")
+        body = {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__ or f"{name}, made from a function.", "__annotations__": {item.name: item.annotation for item in options}}
+        body |= {"id": id, "apply": apply, "__wrapped__": function, **spoken, **facts}
+        body["__annotations__"] |= {fact: ClassVar for fact in ("id", "__wrapped__", *facts)}
+        made = type(Stage)(name, (Stage,), body)
+        manager().offer(made)
+        return made
+
+    return make
+
+
+class TrainStage(Stage):
+    """A stage that trains: it says what to train for, the kit's one loop does the rest."""
+
+    epochs: float = param(1.0, "passes over the training data", gt=0, search=(1, 10))
+    steps: int | None = param(None, "optimizer steps, instead of epochs", ge=1)
+    learning_rate: float = param(1e-3, "of the optimizer, at its highest", gt=0, search=(1e-5, 1e-1))
+    optimizer: Literal["adamw", "adam", "sgd"] = param("adamw", "sgd goes with momentum 0.9")
+    weight_decay: float = param(0.0, "pull of the weights towards zero", ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = param("cosine", "how the learning rate goes after the warm-up")
+    warmup: float = param(0.0, "share of the steps in which the learning rate rises from zero", ge=0, lt=1)
+    data: str = param("train", "the session's data to train on", refers="data")
+    batch_size: int | None = param(None, "items a batch; as the data comes when not said", ge=1)
+    accumulate: int = param(1, "batches whose gradients make one optimizer step", ge=1, advanced=True)
+    clip: float | None = param(None, "largest norm of the gradient", gt=0, advanced=True)
+    precision: Literal["fp32", "bf16", "fp16"] = param("fp32", "of the arithmetic; the weights stay as they are", advanced=True)
+    validation: str | None = param(None, "data to choose the best epoch and to stop early on; never the test data", refers="data", advanced=True)
+    patience: int | None = param(None, "stop after so many epochs without a better validation figure", ge=1, advanced=True)
+    keep: Literal["last", "best"] = param("last", "the epoch whose weights are kept; best wants validation data", advanced=True)
+    checkpoint: str | None = param(None, "folder where each epoch is written, so that --resume can go on from it", advanced=True)
+    resume: bool = param(False, "go on from the last epoch of an interrupted run of this same stage", advanced=True)
+
+    needs: ClassVar[Needs] = Needs(train=True)
+    requires: ClassVar[Iterable[str]] = frozenset({Trait.TRAINABLE})
+
+    def part(self, model: nn.Module, context: Context) -> TrainPart:
+        """What this stage brings into the loop: its loss terms, modules and hooks."""
+        raise KdError(f"{type(self).__name__} has no part", "write part(self, model, context) that returns a kdkit.TrainPart")
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Train `model` in the kit's loop."""
+        return context.fit(model, [self])
+
+    def forecast(self, model: nn.Module, context: Context) -> Forecast:
+        """Training changes no structure."""
+        return Forecast(model)

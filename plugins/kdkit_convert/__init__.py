@@ -1,0 +1,1 @@
+"""kdkit's convert family."""

@@ -1,0 +1,1 @@
+"""kdkit's quantize family."""
