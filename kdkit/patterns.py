@@ -1,0 +1,80 @@
+"""Patterns: which of a model's modules an option such as `--layers` or `--skip` means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from kdkit.errors import KdError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def match(model: nn.Module, patterns: Iterable[str], kinds: type | tuple[type, ...] | None = None) -> dict[str, nn.Module]:
+    """The modules that patterns mean, by their full names, in the model's order.
+
+    One rule: a pattern that fits a module means that module and everything beneath it. It fits
+    - with a wildcard (`*`, `?`, `[...]`), by `fnmatch` over the full name; `*` crosses dots;
+    - without one, the module of exactly that name; and where there is none, every module whose name holds it as whole
+      segments: `q_proj` fits `layers.0.q_proj`, and `layer.1` fits `encoder.layer.1`, but not `encoder.layer.11`.
+
+    A module that stands in several places fits under each of its names and is returned once, under the first.
+
+    Args:
+        model: where to look.
+        patterns: none give an empty dict.
+        kinds: return only modules of these classes.
+
+    Raises:
+        KdError: a pattern that means no module of these kinds; the message names near ones.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    >>> list(match(net, ["1"], nn.Linear))
+    ['1.0']
+    >>> list(match(net, ["*"], nn.Linear))
+    ['0', '1.0']
+    """
+    places = dict(model.named_modules(remove_duplicate=False))
+    first = {module: name for name, module in reversed(places.items())}
+    wanted: set[str] = set()
+    for pattern in patterns:
+        exact = pattern in places
+        hits = {first[module] for name, module in places.items() if _means(pattern, name, exact)}
+        kept = {name for name in hits if kinds is None or isinstance(places[name], kinds)}
+        if not kept:
+            raise _nothing(pattern, hits, places, kinds)
+        wanted |= kept
+    return {name: module for name, module in model.named_modules() if name in wanted}
+
+
+def _means(pattern: str, name: str, exact: bool) -> bool:
+    if any(sign in pattern for sign in "*?["):
+        return any(fnmatchcase(part, pattern) for part in _lineage(name))
+    if exact:
+        return name == pattern or name.startswith(pattern + ".")
+    return f".{pattern}." in f".{name}."
+
+
+def _lineage(name: str) -> Iterator[str]:
+    """The name and the names of what it lies in: a.b.c, a.b, a."""
+    while True:
+        yield name
+        if "." not in name:
+            return
+        name = name.rpartition(".")[0]
+
+
+def _nothing(pattern: str, hits: set[str], places: dict[str, nn.Module], kinds: type | tuple[type, ...] | None) -> KdError:
+    sought = [name for name, module in places.items() if kinds is None or isinstance(module, kinds)]
+    words = [name for name in sought if name] + list(dict.fromkeys(part for name in sought for part in name.split(".") if not part.isdigit() and part))
+    kind = "module" if kinds is None else " or ".join(each.__name__ for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    if hits:
+        found = sorted({type(module).__name__ for name, module in places.items() if name in hits})
+        message = f"pattern {pattern!r} fits no {kind}, only {', '.join(found)}"
+    else:
+        message = f"pattern {pattern!r} fits no {kind} of the model"
+    some = ", ".join(sought[:8]) + (f", ... ({len(sought)} in all)" if len(sought) > 8 else "")
+    return KdError(message, did_you_mean(pattern, words), f"there are: {some}" if some else f"the model has no {kind} at all")
