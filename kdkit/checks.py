@@ -1,0 +1,93 @@
+"""Checks: what the kit verifies of a stage's work instead of believing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit.data import Batch
+from kdkit.errors import KdError
+from kdkit.models import SEEN, evaluating, traits_of
+from kdkit.pipeline import after, in_words
+from kdkit.stage import Stage
+from kdkit.tasks import Task
+
+
+def check_result(stage: Stage, source: str, made: Any, parent: nn.Module, traits: frozenset[str], task: Task | None, example: Batch | None) -> None:
+    """Hold a stage's result against what the stage declares.
+
+    Args:
+        stage: that ran, and `source`: who offers it.
+        made: what it returned.
+        parent: the model it was handed a copy of, and `traits`: what was known of that.
+        task, example: to call both on, if the session has data.
+
+    Raises:
+        KdError: not a model, traits that were declared and are not there (or the reverse), nothing changed, outputs of
+            another shape, or outputs that are not finite where the parent's were.
+    """
+    who = f"{stage.id.replace('.', ' ', 1)} (of {source})"
+    if not isinstance(made, nn.Module):
+        raise KdError(f"{who} returned {_kind(made)} instead of a model", "apply must return an nn.Module, or None for the copy it was handed")
+    _check_traits(who, after(stage, traits), traits_of(made))
+    if not stage.may_change_nothing and unchanged(made, parent):
+        raise KdError(f"{who} changed nothing", "look at its options: nothing was selected, or nothing was left to do")
+    if task is not None and example is not None:
+        _check_output(who, stage, made, parent, task, example)
+
+
+def _kind(made: Any) -> str:
+    name = type(made).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _check_traits(who: str, claimed: frozenset[str], seen: frozenset[str]) -> None:
+    told = claimed & SEEN
+    absent, silent = sorted(told - seen), sorted((seen & SEEN) - told)
+    wrong = [f"declares that the model has {in_words(trait)}, and it has not" for trait in absent]
+    wrong += [f"left {in_words(trait)} without declaring it" for trait in silent]
+    if wrong:
+        raise KdError(f"{who} {'; it '.join(wrong)}", "its author must mend the stage's adds and removes; the result was thrown away")
+
+
+def unchanged(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models are of one kind with equal modules, tensors and flags.
+
+    >>> net = nn.Linear(2, 2)
+    >>> unchanged(net, net)
+    True
+    """
+    if hasattr(model, "kdkit_same_as"):
+        return model.kdkit_same_as(other)
+    if [(name, type(module), repr(module.extra_repr())) for name, module in model.named_modules()] != [(name, type(module), repr(module.extra_repr())) for name, module in other.named_modules()]:
+        return False
+    mine, theirs = model.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return bool(one == other)
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+def _check_output(who: str, stage: Stage, made: nn.Module, parent: nn.Module, task: Task, example: Batch) -> None:
+    expected = predicted(parent, task, example)
+    try:
+        given = predicted(made, task, example)
+    except KdError:
+        raise
+    except Exception as error:
+        raise KdError(f"{who} left a model that can't be called any more: {type(error).__name__}: {error}", "the result was thrown away") from error
+    if stage.keeps_output and given.shape != expected.shape:
+        raise KdError(f"{who} changed the output from {tuple(expected.shape)} to {tuple(given.shape)}", "the result was thrown away; a stage that means to do so declares keeps_output = False")
+    if torch.isfinite(expected).all() and not torch.isfinite(given).all():
+        raise KdError(f"{who} left a model whose outputs are not finite", "the result was thrown away; try a smaller change, or a smaller learning rate")
+
+
+def predicted(model: nn.Module, task: Task, example: Batch) -> torch.Tensor:
+    """The task's prediction for a batch, on the CPU."""
+    with evaluating(model):
+        return task.prediction(example.call(model)).float().cpu()

@@ -1,0 +1,304 @@
+"""Plugins: found through entry points, loaded one by one in isolation, and known by what they offer.
+
+A plugin that fails is listed with its reason and named where it matters; it never takes the kit down.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pluggy
+
+from kdkit import hookspecs
+from kdkit.errors import KdError, did_you_mean
+from kdkit.stage import Stage, faults
+
+GROUP = "kdkit"
+"""The entry-point group; a plugin's pyproject says `[project.entry-points.kdkit]`."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point, or what the cells of this notebook offered.
+
+    Attributes:
+        name: of the entry point.
+        distribution: that brought it, and `version` of that.
+        status: "ok", "blocked" or "broken".
+        reason: why it is not ok.
+        offers: ids of its stages and names of its hooks.
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    status: str = "ok"
+    reason: str = ""
+    offers: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Who this is, for messages: "kdkit-extra 0.2 (mine)"."""
+        return f"{self.distribution} {self.version} ({self.name})".strip() if self.distribution else self.name
+
+
+class Notebook:
+    """What the cells of this session offered; running a cell again replaces it."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, type[Stage]] = {}
+
+    @hookspecs.hookimpl
+    def kdkit_stages(self) -> list[type[Stage]]:
+        return list(self.stages.values())
+
+
+class Protocol:
+    """The kit's own answer to the protocol: let the stage do its work."""
+
+    @hookspecs.hookimpl(trylast=True)
+    def kdkit_run_stage(self, stage: Stage, model: Any, context: Any) -> Any:
+        made = stage.apply(model, context)
+        return model if made is None else made
+
+
+class Manager(pluggy.PluginManager):
+    """Finds plugins, keeps the broken ones from doing harm, and knows who offers what."""
+
+    def __init__(self) -> None:
+        super().__init__(GROUP)
+        self.add_hookspecs(hookspecs)
+        self._plugins: dict[str, Plugin] = {}
+        self._entries: dict[str, importlib.metadata.EntryPoint] = {}
+        self._stages: dict[str, list[tuple[type[Stage], str]]] | None = None
+        self._notebook = Notebook()
+        self.register(Protocol(), "kdkit.protocol")
+        self.register(self._notebook, "notebook")
+
+    # finding and loading
+
+    def discover(self) -> None:
+        """Load every entry point of the group, each in isolation; `KDKIT_PLUGINS` (comma-separated) chooses some."""
+        chosen = os.environ.get("KDKIT_PLUGINS")
+        wanted = None if chosen is None else {name.strip() for name in chosen.split(",")}
+        for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (_distribution(entry)[0], entry.name)):
+            record = Plugin(entry.name, *_distribution(entry))
+            key = entry.name if entry.name not in self._entries else f"{entry.name}@{record.distribution}"
+            self._entries[key] = entry
+            self._plugins[key] = replace(record, name=key)
+            if wanted is None or wanted & {entry.name, record.distribution}:
+                self._load(key)
+            else:
+                self._plugins[key] = replace(self._plugins[key], status="blocked", reason="not named in KDKIT_PLUGINS")
+
+    def _load(self, key: str) -> None:
+        try:
+            self.add(self._entries[key].load(), key)
+        except (Exception, SystemExit) as error:
+            if os.environ.get("KDKIT_STRICT_PLUGINS") == "1":
+                raise
+            self._break(key, error)
+
+    def add(self, plugin: Any, name: str) -> None:
+        """Register one plugin, a module or an object; a class is instantiated.
+
+        Raises:
+            KdError: a hook's name is not one of kdkit's, or a stage is not whole.
+            pluggy.PluginValidationError: a hook takes an argument that it does not have.
+        """
+        if inspect.isclass(plugin):
+            plugin = _instance(plugin)
+        for hook in _marked(plugin):
+            if not hasattr(self.hook, hook):
+                raise KdError(f"it answers a hook {hook!r} that kdkit does not have", did_you_mean(hook, vars(self.hook)), f"hooks: {', '.join(sorted(vars(self.hook)))}")
+        self.register(plugin, name)
+        try:
+            offered = self._offered_by(plugin)
+        except (Exception, SystemExit):
+            self.unregister(name=name)
+            raise
+        hooks = tuple(hook for hook in _marked(plugin) if hook != "kdkit_stages")
+        self._plugins[name] = replace(self._plugins.get(name, Plugin(name)), status="ok", reason="", offers=(*(stage.id for stage in offered), *hooks))
+        self._stages = None
+
+    def _offered_by(self, plugin: Any) -> list[type[Stage]]:
+        offered = list(plugin.kdkit_stages()) if "kdkit_stages" in _marked(plugin) else []
+        wrong = [fault for stage in offered for fault in faults(stage)]
+        if wrong:
+            raise KdError("; ".join(wrong))
+        return offered
+
+    def _break(self, name: str, error: BaseException) -> None:
+        message = error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}"
+        self._plugins[name] = replace(self._plugins.get(name, Plugin(name)), status="broken", reason=message)
+        self._stages = None
+
+    # care
+
+    def plugins(self) -> list[Plugin]:
+        """All plugins, the broken and blocked ones too."""
+        own = [Plugin("notebook", offers=tuple(self._notebook.stages))] if self._notebook.stages else []
+        return [*self._plugins.values(), *own]
+
+    @property
+    def problems(self) -> list[Plugin]:
+        """The plugins that are broken."""
+        return [plugin for plugin in self._plugins.values() if plugin.status == "broken"]
+
+    def block(self, name: str) -> list[Plugin]:
+        """Take a plugin out, by its name or its distribution's, until `unblock` or the end of the session."""
+        found = self._named(name)
+        for plugin in found:
+            if self.has_plugin(plugin.name):
+                self.unregister(name=plugin.name)
+            self._plugins[plugin.name] = replace(plugin, status="blocked", reason="blocked in this session")
+        self._stages = None
+        return self._named(name)
+
+    def unblock(self, name: str) -> list[Plugin]:
+        """Load a blocked plugin again."""
+        for plugin in self._named(name):
+            if plugin.status != "ok" and plugin.name in self._entries:
+                self._load(plugin.name)
+        return self._named(name)
+
+    def _named(self, name: str) -> list[Plugin]:
+        found = [plugin for plugin in self._plugins.values() if name in (plugin.name, plugin.distribution)]
+        if not found:
+            known = {word for plugin in self._plugins.values() for word in (plugin.name, plugin.distribution) if word}
+            raise KdError(f"no plugin {name!r}", did_you_mean(name, known), "%kd plugins lists them")
+        return found
+
+    # what they offer
+
+    def contributions(self, hook: str) -> Iterator[tuple[str, Any]]:
+        """(plugin's name, record) for each record that a contributing hook returns; one that raises is marked broken."""
+        for implementation in list(getattr(self.hook, hook).get_hookimpls()):
+            try:
+                records = list(implementation.function())
+            except (Exception, SystemExit) as error:
+                self._break(implementation.plugin_name, error)
+                continue
+            yield from ((implementation.plugin_name, record) for record in records)
+
+    def named(self, hook: str, name: str, noun: str) -> Any:
+        """The record called `name` among what a contributing hook returns.
+
+        Raises:
+            KdError: there is none, or there are two.
+        """
+        found = [(plugin, record) for plugin, record in self.contributions(hook)]
+        same = [(plugin, record) for plugin, record in found if record.name == name]
+        if len(same) > 1:
+            raise KdError(f"{noun} {name!r} is offered by {_both(self._source(plugin) for plugin, _ in same)}", "%kd plugins block NAME takes one of them out")
+        if not same:
+            raise KdError(f"no {noun} {name!r}", did_you_mean(name, [record.name for _, record in found]), f"there are: {', '.join(sorted(record.name for _, record in found))}", *self.blame())
+        return same[0][1]
+
+    def stages(self) -> dict[str, type[Stage]]:
+        """Every stage by id, those offered twice left out."""
+        return {id: offers[0][0] for id, offers in self._all_stages().items() if len(offers) == 1}
+
+    def stage(self, id: str) -> type[Stage]:
+        """The stage of that id.
+
+        Raises:
+            KdError: there is none, or two plugins offer it; the message names them.
+        """
+        offers = self._all_stages().get(id, [])
+        if len(offers) > 1:
+            raise KdError(f"{id.replace('.', ' ', 1)} is offered by {_both(self._source(name) for _, name in offers)}", "%kd plugins block NAME takes one of them out")
+        if offers:
+            return offers[0][0]
+        family, _, technique = id.partition(".")
+        families = {known.partition(".")[0] for known in self._all_stages()}
+        if family not in families:
+            raise KdError(f"no family {family!r}", did_you_mean(family, families), f"families: {', '.join(sorted(families))}", *self.blame())
+        known = [known.partition(".")[2] for known in self._all_stages() if known.startswith(family + ".")]
+        raise KdError(f"no technique {technique!r} in {family}", did_you_mean(technique, known), f"%kd list {family} shows: {', '.join(sorted(known))}", *self.blame())
+
+    def provider(self, id: str) -> Plugin:
+        """Who offers a stage."""
+        return self._plugins.get(self._all_stages()[id][0][1], Plugin("notebook"))
+
+    def offer(self, stage: type[Stage]) -> None:
+        """Offer a stage from this session; one of the same id from an earlier cell is replaced.
+
+        Raises:
+            KdError: the stage is not whole, or an installed plugin offers that id.
+        """
+        wrong = list(faults(stage))
+        if wrong:
+            raise KdError("; ".join(wrong))
+        others = [name for _, name in self._all_stages().get(stage.id, []) if name != "notebook"]
+        if others:
+            raise KdError(f"{stage.id} is offered by {self._source(others[0])} already", "choose another id, or %kd plugins block " + others[0])
+        self._notebook.stages[stage.id] = stage
+        self._stages = None
+
+    def blame(self) -> list[str]:
+        """Hints that name the plugins which might have offered what is missing."""
+        return [f"plugin {plugin.source} may offer more, but is {plugin.status}: {plugin.reason}  (%kd plugins)" for plugin in self._plugins.values() if plugin.status != "ok"]
+
+    def _all_stages(self) -> dict[str, list[tuple[type[Stage], str]]]:
+        if self._stages is None:
+            found: dict[str, list[tuple[type[Stage], str]]] = {}
+            for name, stage in self.contributions("kdkit_stages"):
+                found.setdefault(stage.id, []).append((stage, name))
+            self._stages = found
+        return self._stages
+
+    def _source(self, name: str) -> str:
+        return self._plugins.get(name, Plugin(name)).source
+
+    # telling
+
+    def each(self, hook: str, complain: Callable[[str], None], **arguments: Any) -> list[Any]:
+        """Call a hook implementation by implementation; one that raises is reported through `complain` and passed over."""
+        answers = []
+        for implementation in list(getattr(self.hook, hook).get_hookimpls()):
+            try:
+                answers.append(implementation.function(*(arguments[name] for name in implementation.argnames)))
+            except Exception as error:
+                complain(f"plugin {self._source(implementation.plugin_name)}: {hook} raised {type(error).__name__}: {error}")
+        return answers
+
+
+def _distribution(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+
+
+def _instance(plugin: type) -> Any:
+    try:
+        return plugin()
+    except TypeError as error:
+        raise KdError(f"it is the class {plugin.__name__}, and making an instance failed: {error}", "name a module or an object in the entry point") from error
+
+
+def _marked(plugin: Any) -> list[str]:
+    return [name for name in dir(plugin) if hasattr(inspect.getattr_static(plugin, name), GROUP + "_impl")]
+
+
+def _both(sources: Iterator[str]) -> str:
+    return " and by ".join(sources)
+
+
+_manager: Manager | None = None
+
+
+def manager() -> Manager:
+    """The one manager of this process; plugins are discovered at its first use.
+
+    >>> manager().stage("prune.channels").family
+    'prune'
+    """
+    global _manager
+    if _manager is None:
+        _manager = Manager()
+        _manager.discover()
+    return _manager

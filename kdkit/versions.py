@@ -1,0 +1,212 @@
+"""Versions: the immutable tree of what a session made, and the history that points into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from kdkit.errors import KdError, did_you_mean
+from kdkit.table import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdkit.measure import Report
+    from kdkit.stage import Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """One node of the tree.
+
+    Attributes:
+        number: counts up within a session; `@3` names it.
+        label: `@slim` names it; may be empty.
+        model: what it is; None once dropped. Nothing changes it any more.
+        stage: what made it of its parent; None for what was adopted or loaded.
+        parent: number of the version it was made of.
+        report: what was measured of it.
+        traits: what is known of it.
+        notes: what the stage had to say.
+        seed: the stage ran with.
+        inserted: the kit put this stage in as a bridge.
+        origin: where it comes from, when no stage made it.
+        seconds: the stage took.
+    """
+
+    number: int
+    model: nn.Module | None
+    report: Report
+    traits: frozenset[str]
+    label: str = ""
+    stage: Stage | None = None
+    parent: int | None = None
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    inserted: bool = False
+    origin: str = ""
+    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`@label`, or `@number` without one."""
+        return f"@{self.label or self.number}"
+
+    @property
+    def made_by(self) -> str:
+        """The line of its stage, or where it came from."""
+        return (self.stage.line() if self.stage else self.origin) + (" (inserted)" if self.inserted else "")
+
+    def __getitem__(self, figure: str) -> float:
+        """A figure's value by name: `version["accuracy"]`."""
+        return self.report[figure].value
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.name}: {self.made_by}", *(f"  {note}" for note in self.notes), repr(self.report)])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        notes = "".join(f"<li>{escape(note)}</li>" for note in (*self.notes, *self.report.notes))
+        return f"<p><b>{escape(self.name)}</b> <code>{escape(self.made_by)}</code></p>{'<ul>' + notes + '</ul>' if notes else ''}{self.report._repr_html_()}"
+
+
+@dataclass(frozen=True)
+class History:
+    """The tree, where the session stands in it, and what undo left. Never changed: each operation makes another one."""
+
+    versions: Mapping[int, Version] = field(default_factory=dict)
+    head: int = 0
+    undone: tuple[int, ...] = ()
+    next: int = 0
+
+    def __iter__(self) -> Iterator[Version]:
+        return iter(self.versions.values())
+
+    def grown(self, made: list[Version], label: str = "") -> History:
+        """With new versions, the last of which is the head and takes the label from whoever had it."""
+        versions = dict(self.versions)
+        if label:
+            versions = {number: replace(version, label="") if version.label == label else version for number, version in versions.items()}
+            made = [*made[:-1], replace(made[-1], label=label)]
+        versions |= {version.number: version for version in made}
+        return History(versions, made[-1].number, (), made[-1].number + 1)
+
+    def replaced(self, version: Version) -> History:
+        """With another version under the same number."""
+        return replace(self, versions={**self.versions, version.number: version})
+
+    def undo(self) -> History:
+        """One step back; bridges that the kit inserted go together with what they were inserted for."""
+        parent = self.versions[self.head].parent
+        while parent is not None and self.versions[parent].inserted:
+            parent = self.versions[parent].parent
+        if parent is None:
+            raise KdError(f"nothing to undo: {self.versions[self.head].name} was made by no stage")
+        self.model_of(self.versions[parent])
+        return replace(self, head=parent, undone=(*self.undone, self.head))
+
+    def redo(self) -> History:
+        """Back to where undo left."""
+        if not self.undone:
+            raise KdError("nothing to redo", "%kd undo goes back; a new stage forgets what was undone")
+        return replace(self, head=self.undone[-1], undone=self.undone[:-1])
+
+    def labelled(self, version: Version, label: str) -> History:
+        """With the label on this version, and on no other."""
+        versions = {number: replace(each, label="" if each.label == label else each.label) for number, each in self.versions.items()}
+        return replace(self, versions=versions | {version.number: replace(version, label=label)})
+
+    def without(self, version: Version) -> History:
+        """Without this version's model; its line stays while others were made of it."""
+        if version.parent is None and sum(each.parent is None for each in self) == 1:
+            raise KdError(f"{version.name} can't be dropped: it is what everything is compared with", "%kd use another_model begins anew")
+        head = self.head
+        if head == version.number:
+            if version.parent is None:
+                raise KdError(f"{version.name} can't be dropped while the session stands on it", "%kd undo first")
+            head = self._held(version.parent)
+        versions = dict(self.versions)
+        versions[version.number] = replace(version, model=None)
+        while leaves := [number for number, each in versions.items() if each.model is None and not any(other.parent == number for other in versions.values())]:
+            for number in leaves:
+                del versions[number]
+        return replace(self, versions=versions, head=head, undone=tuple(number for number in self.undone if number in versions and versions[number].model is not None))
+
+    def _held(self, number: int | None) -> int:
+        while number is not None and self.versions[number].model is None:
+            number = self.versions[number].parent
+        if number is None:
+            raise KdError("no version would be left to stand on")
+        return number
+
+    def lineage(self, version: Version) -> list[Version]:
+        """From the first to this one."""
+        line = [version]
+        while line[0].parent is not None:
+            line.insert(0, self.versions[line[0].parent])
+        return line
+
+    def find(self, name: str | int) -> Version:
+        """A version by `@label`, `@number`, `@head`, `@-1` (the one the head was made of, and so on).
+
+        Raises:
+            KdError: there is no such version.
+        """
+        word = str(name).removeprefix("@")
+        for version in self:
+            if version.label == word:
+                return version
+        if word == "head":
+            return self.versions[self.head]
+        if word.lstrip("-").isdigit() and word.lstrip("-") != "":
+            line = self.lineage(self.versions[self.head])
+            if word.startswith("-") and int(word) > -len(line):
+                return line[int(word) - 1]
+            if not word.startswith("-") and int(word) in self.versions:
+                return self.versions[int(word)]
+        known = [version.name for version in self]
+        raise KdError(f"no version @{word}", did_you_mean("@" + word, known), f"versions: {' '.join(known)}")
+
+    def model_of(self, version: Version) -> nn.Module:
+        """The version's model.
+
+        Raises:
+            KdError: it was dropped.
+        """
+        if version.model is None:
+            raise KdError(f"{version.name} was dropped; only its line is left", f"%kd code {version.name} shows how to make it again")
+        return version.model
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Versions as a table, one a row, a column for each figure that any of them has."""
+
+    versions: tuple[Version, ...]
+    head: int | None = None
+    against: Version | None = None
+    caption: str = ""
+
+    @property
+    def table(self) -> Table:
+        """The figures side by side; beside each its ratio to those of `against`."""
+        names = list(dict.fromkeys(name for version in self.versions for name in version.report))
+        rows = [[version.name + (" *" if version.number == self.head else ""), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions]
+        return Table(["version", "made by", *names], rows, self.caption)
+
+    def _cell(self, version: Version, name: str) -> str:
+        figure = version.report.get(name)
+        if figure is None:
+            return ""
+        other = self.against.report.get(name) if self.against and self.against is not version else None
+        ratio = f" ({figure.against(other)})" if other is not None and figure.against(other) else ""
+        return f"{figure.text()}{ratio}"
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
