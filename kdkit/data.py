@@ -151,7 +151,9 @@ def as_tensor(item: Any, where: str, text: bool = True) -> torch.Tensor | None:
     if isinstance(item, numpy.ndarray | numpy.generic):
         if item.dtype.kind in "OSU":
             if text:
-                raise KdError(f"{where}: holds {'text' if item.dtype.kind != 'O' else 'objects'}, not numbers", "tokenize text, and encode names as numbers, before handing it over")
+                raise KdError(
+                    f"{where}: holds {'text' if item.dtype.kind != 'O' else 'objects'}, not numbers", "tokenize text, and encode names as numbers, before handing it over"
+                )
             return None
         wide = item.dtype.kind == "u" and item.dtype.itemsize > 1
         item = torch.as_tensor(numpy.array(item, dtype=numpy.int64 if wide else item.dtype.newbyteorder("="), copy=None))
@@ -193,7 +195,9 @@ def _check_lengths(batch: Batch) -> None:
     if not any(name != "labels" for name in lengths):
         raise KdError("a batch without any input tensor" + (f" (only {', '.join(map(str, named))})" if named else ""), ACCEPTED)
     if len(set(lengths.values())) > 1:
-        raise KdError(f"parts of different lengths: {', '.join(f'{name} has {length}' for name, length in lengths.items())}", "every input and the labels need one entry an item")
+        raise KdError(
+            f"parts of different lengths: {', '.join(f'{name} has {length}' for name, length in lengths.items())}", "every input and the labels need one entry an item"
+        )
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -316,7 +320,12 @@ class Items(Data):
     def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
         order, size = _order(len(self._dataset), shuffle, seed), batch_size or self._batch_size
         loader: DataLoader = DataLoader(
-            self._dataset, size, sampler=order, drop_last=shuffle and self._drop_last and len(order) >= size, generator=torch.Generator().manual_seed(seed), **self._loading
+            self._dataset,
+            size,
+            sampler=order,
+            drop_last=shuffle and self._drop_last and len(order) >= size,
+            generator=torch.Generator().manual_seed(seed),
+            **self._loading,
         )
         return map(as_batch, own_randomness(lambda: loader, seed))
 
@@ -461,8 +470,15 @@ def _adopt(obj: Any, batch_size: int) -> Data:
 
 def _rows(obj: Any, batch_size: int) -> Data:
     batch = as_batch(obj)
-    kind = {Batch: "a batch", torch.Tensor: "a tensor", numpy.ndarray: "an array"}.get(type(obj), "a dict" if isinstance(obj, Mapping) else "arrays" if not isinstance(obj, tuple) else "a pair of arrays")
-    return Items(Rows(batch), f"{kind}{', ' * (kind != 'a tensor' and kind != 'an array')}{_form(batch) if kind not in ('a tensor', 'an array') else ''}: {batch.size} items, batches of {batch_size}", batch_size, _same)
+    kind = {Batch: "a batch", torch.Tensor: "a tensor", numpy.ndarray: "an array"}.get(
+        type(obj), "a dict" if isinstance(obj, Mapping) else "arrays" if not isinstance(obj, tuple) else "a pair of arrays"
+    )
+    return Items(
+        Rows(batch),
+        f"{kind}{', ' * (kind != 'a tensor' and kind != 'an array')}{_form(batch) if kind not in ('a tensor', 'an array') else ''}: {batch.size} items, batches of {batch_size}",
+        batch_size,
+        _same,
+    )
 
 
 def _same(batch: Batch) -> Batch:
@@ -484,11 +500,15 @@ def _name(obj: Any) -> str:
 
 def _loader(loader: DataLoader) -> Data:
     plain = type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset) and type(loader.batch_sampler) is BatchSampler
-    ordered = isinstance(loader.sampler, SequentialSampler) or (isinstance(loader.sampler, RandomSampler) and not loader.sampler.replacement and loader.sampler._num_samples is None)
+    ordered = isinstance(loader.sampler, SequentialSampler) or (
+        isinstance(loader.sampler, RandomSampler) and not loader.sampler.replacement and loader.sampler._num_samples is None
+    )
     if not (plain and ordered and loader.batch_size):
         return Data(lambda: loader, "a DataLoader with an order of its own")
     loading = {key: getattr(loader, key) for key in ("num_workers", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")}
-    return Items(loader.dataset, f"a DataLoader: {len(loader.dataset)} items, batches of {loader.batch_size}", loader.batch_size, loader.collate_fn, loading, loader.drop_last)
+    return Items(
+        loader.dataset, f"a DataLoader: {len(loader.dataset)} items, batches of {loader.batch_size}", loader.batch_size, loader.collate_fn, loading, loader.drop_last
+    )
 
 
 def _frame(frame: Any, column: str | None, batch_size: int) -> Data:
@@ -498,7 +518,9 @@ def _frame(frame: Any, column: str | None, batch_size: int) -> Data:
     inputs = frame.drop(columns=[label]) if label is not None else frame
     odd = [str(name) for name, kind in inputs.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
     if odd:
-        raise KdError(f"column {', '.join(odd)} of the frame: not numbers", "encode it (pandas.get_dummies) or drop it", "name the label column: --train {(frame, 'column')}")
+        raise KdError(
+            f"column {', '.join(odd)} of the frame: not numbers", "encode it (pandas.get_dummies) or drop it", "name the label column: --train {(frame, 'column')}"
+        )
     empty = [str(name) for name in frame.columns if frame[name].isna().any()]
     if empty:
         raise KdError(f"column {', '.join(empty)} of the frame: missing values", "fill them in or drop those rows (frame.dropna())")
@@ -519,7 +541,9 @@ def _hugging_face(obj: Any, batch_size: int) -> Data:
         raise KdError(f"the dataset holds text ({', '.join(text)}), and a model wants tokens", f"tokenize it: {hint}")
     kept = [name for name in columns if name not in text]
     left = f", without {', '.join(text)}" if text else ""
-    return Items(obj.select_columns(kept).with_format("torch"), f"a Hugging Face dataset of {', '.join(kept)}{left}: {len(obj)} items, batches of {batch_size}", batch_size)
+    return Items(
+        obj.select_columns(kept).with_format("torch"), f"a Hugging Face dataset of {', '.join(kept)}{left}: {len(obj)} items, batches of {batch_size}", batch_size
+    )
 
 
 def _iterable(obj: Any, batch_size: int) -> Data:
@@ -549,7 +573,9 @@ def _list(obj: list, batch_size: int) -> Data:
 
 def _is_item(obj: Any) -> bool:
     """Whether an element of a list is one item, not a batch: its label is a single number."""
-    label = next((obj[key] for key in LABEL_KEYS if key in obj), None) if isinstance(obj, Mapping) else obj[-1] if isinstance(obj, list | tuple) and len(obj) > 1 else None
+    label = (
+        next((obj[key] for key in LABEL_KEYS if key in obj), None) if isinstance(obj, Mapping) else obj[-1] if isinstance(obj, list | tuple) and len(obj) > 1 else None
+    )
     return isinstance(label, bool | int | float | numpy.generic) or (isinstance(label, torch.Tensor | numpy.ndarray) and label.ndim == 0)
 
 
@@ -596,7 +622,11 @@ def try_call(model: nn.Module, batch: Batch) -> Any:
     except KdError:
         raise
     except Exception as error:
-        raise KdError(f"{type(model).__name__} fails on the first item: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", f"the batch gives {item}", *_remedies(model, item)) from error
+        raise KdError(
+            f"{type(model).__name__} fails on the first item: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"the batch gives {item}",
+            *_remedies(model, item),
+        ) from error
 
 
 def _remedies(model: nn.Module, item: Batch) -> Iterator[str]:
