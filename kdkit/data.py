@@ -267,6 +267,10 @@ class Data:
         """Whether its batches carry labels."""
         return self.example().labels is not None
 
+    def length(self, batch_size: int | None = None) -> int | None:
+        """How many batches a shuffled pass has, where that is known without making one."""
+        return None if self.items is None or batch_size is None else -(-self.items // batch_size)
+
     def take(self, items: int) -> Data:
         """The first `items` items, for a quick look."""
 
@@ -291,6 +295,9 @@ class Listed(Data):
         super().__init__(lambda: batches, why)
         self._list = [as_batch(batch) for batch in batches]
         self.items = sum(batch.size for batch in self._list)
+
+    def length(self, batch_size: int | None = None) -> int | None:
+        return len(self._list) if batch_size is None else super().length(batch_size)
 
     def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
         batches = map(self._list.__getitem__, _order(len(self._list), shuffle, seed))
@@ -328,6 +335,10 @@ class Items(Data):
             **self._loading,
         )
         return map(as_batch, own_randomness(lambda: loader, seed))
+
+    def length(self, batch_size: int | None = None) -> int | None:
+        items, size = len(self._dataset), batch_size or self._batch_size
+        return items // size if self._drop_last and items >= size else -(-items // size)
 
     def _first(self) -> Batch:
         if not len(self._dataset):
