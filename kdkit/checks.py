@@ -61,10 +61,16 @@ def unchanged(model: nn.Module, other: nn.Module) -> bool:
     """
     if hasattr(model, "kdkit_same_as"):
         return model.kdkit_same_as(other)
-    if [(name, type(module), repr(module.extra_repr())) for name, module in model.named_modules()] != [(name, type(module), repr(module.extra_repr())) for name, module in other.named_modules()]:
+    if [(name, type(module), repr(module.extra_repr())) for name, module in model.named_modules()] != [
+        (name, type(module), repr(module.extra_repr())) for name, module in other.named_modules()
+    ]:
         return False
     mine, theirs = model.state_dict(), other.state_dict()
     return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)
+
+
+def _modules(model: nn.Module) -> list[tuple[str, type, str]]:
+    return [(name, type(module), module.extra_repr()) for name, module in model.named_modules()]
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -82,7 +88,10 @@ def _check_output(who: str, stage: Stage, made: nn.Module, parent: nn.Module, ta
     except Exception as error:
         raise KdError(f"{who} left a model that can't be called any more: {type(error).__name__}: {error}", "the result was thrown away") from error
     if stage.keeps_output and given.shape != expected.shape:
-        raise KdError(f"{who} changed the output from {tuple(expected.shape)} to {tuple(given.shape)}", "the result was thrown away; a stage that means to do so declares keeps_output = False")
+        raise KdError(
+            f"{who} changed the output from {tuple(expected.shape)} to {tuple(given.shape)}",
+            "the result was thrown away; a stage that means to do so declares keeps_output = False",
+        )
     if torch.isfinite(expected).all() and not torch.isfinite(given).all():
         raise KdError(f"{who} left a model whose outputs are not finite", "the result was thrown away; try a smaller change, or a smaller learning rate")
 
@@ -90,4 +99,4 @@ def _check_output(who: str, stage: Stage, made: nn.Module, parent: nn.Module, ta
 def predicted(model: nn.Module, task: Task, example: Batch) -> torch.Tensor:
     """The task's prediction for a batch, on the CPU."""
     with evaluating(model):
-        return task.prediction(example.call(model)).float().cpu()
+        return task.prediction(example.call(model), example).float().cpu()

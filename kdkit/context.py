@@ -55,7 +55,9 @@ class Context:
         """
         if self.objects.get(name) is None:
             known = ", ".join(sorted(key for key, value in self.objects.items() if value is not None)) or "none"
-            raise KdError(f"{self.stage or 'this'} needs {kind} {name!r}, and the session has no such object", f"%kd set --{name} {{your_{name}}}", f"named objects: {known}")
+            raise KdError(
+                f"{self.stage or 'this'} needs {kind} {name!r}, and the session has no such object", f"%kd set --{name} {{your_{name}}}", f"named objects: {known}"
+            )
         return self.objects[name]
 
     def data(self, name: str = "train") -> Data:

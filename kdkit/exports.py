@@ -25,7 +25,11 @@ def export(model: nn.Module, path: Path, example: Batch | None) -> Path:
         elif path.suffix == "" and hasattr(model, "save_pretrained"):
             _save_pretrained(model, path)
         else:
-            raise KdError(f"{path.name}: no export of that form", "name.onnx writes ONNX; for a transformers model a folder writes what from_pretrained reads", "%kd save keeps everything for kdkit")
+            raise KdError(
+                f"{path.name}: no export of that form",
+                "name.onnx writes ONNX; for a transformers model a folder writes what from_pretrained reads",
+                "%kd save keeps everything for kdkit",
+            )
     except OSError as error:
         raise KdError(f"can't write {path}: {error.strerror or error}", "choose a folder that exists and that you may write to") from error
     return path

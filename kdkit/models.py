@@ -90,7 +90,14 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     plain = type(tensor.data) is torch.Tensor and type(other.data) is torch.Tensor
-    return plain and tensor.dtype == other.dtype and tensor.shape == other.shape and tensor.device == other.device and tensor.stride() == other.stride() and torch.equal(tensor, other)
+    return (
+        plain
+        and tensor.dtype == other.dtype
+        and tensor.shape == other.shape
+        and tensor.device == other.device
+        and tensor.stride() == other.stride()
+        and torch.equal(tensor, other)
+    )
 
 
 SEEN = frozenset(Trait) - {Trait.ENCODED}
@@ -126,8 +133,10 @@ def traits_of(model: nn.Module) -> frozenset[str]:
 def _is_packed(module: nn.Module) -> bool:
     kept = [*module._parameters.values(), *module._buffers.values()]
     subclassed = any(tensor is not None and type(tensor.data) is not torch.Tensor for tensor in kept)
-    return subclassed or _made_by(module, "torch.ao.nn.quantized", "bitsandbytes", "hqq") or any(
-        weight is not None and not (weight.is_floating_point() or weight.is_complex()) for weight in module._parameters.values()
+    return (
+        subclassed
+        or _made_by(module, "torch.ao.nn.quantized", "bitsandbytes", "hqq")
+        or any(weight is not None and not (weight.is_floating_point() or weight.is_complex()) for weight in module._parameters.values())
     )
 
 

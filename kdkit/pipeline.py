@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdkit.errors import KdError
 from kdkit.lines import option, read_options, split
 from kdkit.plugins import manager
-from kdkit.stage import Forecast, Needs, Stage, Trait, TrainStage
+from kdkit.stage import Forecast, Needs, Stage, TrainStage, Trait
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,10 @@ class Together(Stage):
     def model_post_init(self, context: Any) -> None:
         strangers = [stage.line() for stage in self.stages if not isinstance(stage, TrainStage)]
         if strangers or len(self.stages) < 2:
-            raise KdError(f"together: {strangers[0]} does not train" if strangers else "together wants two stages or more", "put stages that train, such as distill soft and tune finetune, in one group")
+            raise KdError(
+                f"together: {strangers[0]} does not train" if strangers else "together wants two stages or more",
+                "put stages that train, such as distill soft and tune finetune, in one group",
+            )
 
     @property
     def requires(self) -> frozenset[str]:  # type: ignore[override]
@@ -317,9 +320,13 @@ def _read(step: Any, where: str, used: dict[str, str]) -> Stage:
     try:
         made = manager().stage(step["stage"])
     except KdError as error:
-        raise KdError(f"{where}: {error.message}", *error.hints, f"the recipe was made with {', '.join(f'{name} {version}' for name, version in used.items())}" if used else "") from error
+        raise KdError(
+            f"{where}: {error.message}", *error.hints, f"the recipe was made with {', '.join(f'{name} {version}' for name, version in used.items())}" if used else ""
+        ) from error
     if step.get("version", 1) > made.version:
-        raise KdError(f"{where}: {step['stage']} of version {step['version']}; version {made.version} is installed", f"update {manager().provider(step['stage']).distribution}")
+        raise KdError(
+            f"{where}: {step['stage']} of version {step['version']}; version {made.version} is installed", f"update {manager().provider(step['stage']).distribution}"
+        )
     return made.build(f"{where}, {step['stage'].replace('.', ' ')}", step.get("options", {}))  # type: ignore[return-value]
 
 

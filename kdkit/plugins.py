@@ -197,7 +197,12 @@ class Manager(pluggy.PluginManager):
         if len(same) > 1:
             raise KdError(f"{noun} {name!r} is offered by {_both(self._source(plugin) for plugin, _ in same)}", "%kd plugins block NAME takes one of them out")
         if not same:
-            raise KdError(f"no {noun} {name!r}", did_you_mean(name, [record.name for _, record in found]), f"there are: {', '.join(sorted(record.name for _, record in found))}", *self.blame())
+            raise KdError(
+                f"no {noun} {name!r}",
+                did_you_mean(name, [record.name for _, record in found]),
+                f"there are: {', '.join(sorted(record.name for _, record in found))}",
+                *self.blame(),
+            )
         return same[0][1]
 
     def stages(self) -> dict[str, type[Stage]]:
@@ -223,8 +228,9 @@ class Manager(pluggy.PluginManager):
         raise KdError(f"no technique {technique!r} in {family}", did_you_mean(technique, known), f"%kd list {family} shows: {', '.join(sorted(known))}", *self.blame())
 
     def provider(self, id: str) -> Plugin:
-        """Who offers a stage."""
-        return self._plugins.get(self._all_stages()[id][0][1], Plugin("notebook"))
+        """Who offers a stage; for what stands for several stages, the kit."""
+        offers = self._all_stages().get(id)
+        return self._plugins.get(offers[0][1], Plugin("notebook")) if offers else Plugin("kdkit")
 
     def offer(self, stage: type[Stage]) -> None:
         """Offer a stage from this session; one of the same id from an earlier cell is replaced.
@@ -241,9 +247,15 @@ class Manager(pluggy.PluginManager):
         self._notebook.stages[stage.id] = stage
         self._stages = None
 
+    def forget(self) -> None:
+        """Ask the plugins again for their stages at the next need."""
+        self._stages = None
+
     def blame(self) -> list[str]:
         """Hints that name the plugins which might have offered what is missing."""
-        return [f"plugin {plugin.source} may offer more, but is {plugin.status}: {plugin.reason}  (%kd plugins)" for plugin in self._plugins.values() if plugin.status != "ok"]
+        return [
+            f"plugin {plugin.source} may offer more, but is {plugin.status}: {plugin.reason}  (%kd plugins)" for plugin in self._plugins.values() if plugin.status != "ok"
+        ]
 
     def _all_stages(self) -> dict[str, list[tuple[type[Stage], str]]]:
         if self._stages is None:

@@ -9,49 +9,35 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from kdkit import store, tasks
-from kdkit.checks import check_result
 from kdkit.context import Context, Progress
-from kdkit.data import Batch, Data, adopt_data, try_call
-from kdkit.errors import Cancelled, KdError, did_you_mean
+from kdkit.data import Data, adopt_data, try_call
+from kdkit.errors import KdError, did_you_mean
+from kdkit.execution import make, raise_problems
 from kdkit.exports import export
 from kdkit.forecast import Plan, foresee
 from kdkit.measure import Report, Subject, measure
-from kdkit.models import adopt, private_copy, share_unchanged, traits_of
-from kdkit.pipeline import Pipeline, Planned, bridge, fits, missing_packages, references
+from kdkit.models import adopt, private_copy, traits_of
+from kdkit.objects import Objects
+from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
 from kdkit.stage import Stage
-from kdkit.versions import History, Listing, Version
+from kdkit.status import Status
+from kdkit.versions import History, Listing, Version, checked
 
 if TYPE_CHECKING:
     from kdkit.backends import Backend
 
-DATA = ("train", "eval", "calibration", "validation", "example")
-"""Names under which the session keeps data that stages and measures look for."""
-
 SETTINGS = ("task", "loss", "metric", "backend", "seed", "batch_size", "measures")
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened: kind is "started", "progress", "finished", "failed" or "cancelled"."""
-
-    kind: str
-    stage: Stage
-    progress: Progress | None = None
-    version: Version | None = None
-    error: BaseException | None = None
+"""What `set` takes beside objects."""
 
 
 class Session:
@@ -102,7 +88,7 @@ class Session:
     ) -> None:
 
         self.history = History()
-        self.objects: dict[str, Any] = {}
+        self.objects = Objects({}, self._model_named, batch_size)
         self.settings: dict[str, Any] = dict.fromkeys(SETTINGS) | {"backend": "cpu", "seed": 0, "batch_size": 32}
         self.task: tasks.Task | None = None
         self._running = threading.Lock()
@@ -157,40 +143,29 @@ class Session:
         Raises:
             KdError: data that can't be adopted, or that the model can't be called with; an unknown setting's value.
         """
-        objects, settings = dict(self.objects), dict(self.settings)
-        settings |= {name: value for name, value in named.items() if name in SETTINGS}
-        for name, value in named.items():
-            if name not in SETTINGS:
-                objects[name] = self._adopted(name, value, settings["batch_size"])
+        settings = self.settings | {name: value for name, value in named.items() if name in SETTINGS}
         _check_settings(settings)
+        objects = self.objects.having({name: value for name, value in named.items() if name not in SETTINGS}, settings["batch_size"])
         task = self._task_for(objects, settings)
         self.objects, self.settings, self.task = objects, settings, task
         return self
 
-    def _adopted(self, name: str, value: Any, batch_size: int) -> Any:
-
-        try:
-            if name in DATA:
-                return adopt_data(value, batch_size=batch_size)
-            return adopt(value) if name == "teacher" else value
-        except KdError as error:
-            raise KdError(f"--{name}: {error.message}", *error.hints) from error
-
-    def _task_for(self, objects: Mapping[str, Any], settings: Mapping[str, Any]) -> tasks.Task | None:
-
-        example = _example(objects)
+    def _task_for(self, objects: Objects, settings: Mapping[str, Any]) -> tasks.Task | None:
+        example, named = objects.example(), settings["task"]
         if example is not None:
             try_call(self.original, example)
-        named = settings["task"]
-        if named is None and example is None:
+        elif named is None:
             return None
-        found = tasks.guess_task(self.original, example) if named is None else tasks.task(named)
+        found = tasks.guess_task(self.original, example) if named is None else named
         return tasks.task(found, loss=settings["loss"], metric=settings["metric"])
 
     def backend_for(self, model: nn.Module) -> Backend:
         """The session's backend, or the CPU for a model that it refuses."""
         chosen = manager().named("kdkit_backends", self.settings["backend"], "backend")
         return chosen if not chosen.refuses(model) else manager().named("kdkit_backends", "cpu", "backend")
+
+    def _model_named(self, name: str) -> nn.Module:
+        return self.original if name == "original" else self.history.model_of(self.version(name))
 
     # running stages
 
@@ -200,10 +175,9 @@ class Session:
         Raises:
             KdError: what `run` would raise before it begins.
         """
-
         start = self.version(on)
         steps = self._planned(Pipeline.of(stages), start)
-        return foresee(steps, self.history.model_of(start), start.name, lambda stage: self._context(stage), _example(self.objects))
+        return foresee(steps, self.history.model_of(start), start.name, self._context, self.objects.example())
 
     def run(self, stages: Any, *, on: Any = None, label: str = "", seed: int | None = None, observe: Callable[[Progress], None] | None = None) -> Version:
         """Run stages, one after another, each on a private copy; commit each that succeeds; return the last version.
@@ -220,24 +194,29 @@ class Session:
                 before the stage that failed.
             Cancelled: `cancel` was called.
         """
-        pipeline = Pipeline.of(stages)
+        pipeline, label = Pipeline.of(stages), checked(label) if label else ""
         seed = next(value for value in (seed, pipeline.seed, self.settings["seed"]) if value is not None)
         with self._alone():
             version = self.version(on)
-            steps = self._planned(pipeline, version)
             done: list[Version] = []
-            group: list[Version] = []
-            for step in steps:
+            for group, last in _groups(self._planned(pipeline, version)):
                 try:
-                    version = self._make(step, version, seed, observe, self.history.next + len(group))
+                    version = self._commit(group, version, seed, observe, label if last else "")
                 except KdError as error:
-                    raise error.with_hints(_kept(done)) if done else error
-                group.append(version)
-                if not step.inserted:
-                    self.history = self.history.grown(group, label if step is steps[-1] else "")
-                    done.append(self.head)
-                    group = []
-            return self.head
+                    if done:
+                        error.with_hints(f"the steps before it are kept: {' '.join(each.name for each in done)}")
+                    raise
+                done.append(version)
+            return version
+
+    def _commit(self, group: list[Planned], version: Version, seed: int, observe: Callable[[Progress], None] | None, label: str) -> Version:
+        made: list[Version] = []
+        for step in group:
+            context = self._context(step.stage, observe, seed)
+            version = make(step, version, self.history.next + len(made), context, lambda model, parent=version: self._measured(model, parent))  # type: ignore[misc]
+            made.append(version)
+        self.history = self.history.grown(made, label)
+        return self.head
 
     def cancel(self) -> None:
         """Ask the stage that is running to stop; it leaves the session as it was."""
@@ -256,48 +235,13 @@ class Session:
     def _planned(self, pipeline: Pipeline, start: Version) -> list[Planned]:
         if not pipeline.stages:
             raise KdError("there is no stage to run", "write one a line, such as prune channels --ratio 0.5")
-        makers = {trait: f"{version.stage.id.replace('.', ' ', 1)} ({version.name})" for version in self.history.lineage(start) if version.stage for trait in (*version.stage.adds, *version.stage.removes)}
+        made = [(version, version.stage) for version in self.history.lineage(start) if version.stage]
+        makers = {trait: f"{stage.title} ({version.name})" for version, stage in made for trait in (*stage.adds, *stage.removes)}
         steps = pipeline.plan(start.traits, makers)
         for step in steps:
-            self._check_needs(step.stage)
-        model = self.history.model_of(start)
-        problems = list(_problems(steps[0].stage, model, self._context(steps[0].stage)))
-        if problems:
-            raise KdError(f"{_title(steps[0].stage)}: {problems[0]}", *problems[1:])
+            self.objects.check(step.stage, self.task)
+        raise_problems(steps[0].stage, self.history.model_of(start), self._context(steps[0].stage))
         return steps
-
-    def _check_needs(self, stage: Stage) -> None:
-        needs, title = stage.needed(), _title(stage)
-        absent = missing_packages(needs)
-        if absent:
-            raise KdError(f"{title} needs {', '.join(absent)}, which is not installed", f"pip install {' '.join(name.replace('_', '-') for name in absent)}")
-        for flag, kind, name in references(stage):
-            self._check_reference(title, flag, kind, name)
-        if (needs.example or needs.calibration) and _example(self.objects) is None:
-            raise KdError(f"{title} needs {'calibration data' if needs.calibration else 'one batch of inputs'}, and the session has no data", "%kd set --calibration {batches}; labels are not needed")
-        if needs.tokenizer and self.objects.get("tokenizer") is None:
-            raise KdError(f"{title} needs a tokenizer", "%kd set --tokenizer {tokenizer}")
-        if needs.labels:
-            self._check_labels(title, getattr(stage, "data", "train"))
-
-    def _check_reference(self, title: str, flag: str, kind: str, name: str) -> None:
-        if kind == "model" and (name.startswith("@") or (name in ("teacher", "original"))):
-            if name.startswith("@"):
-                self.history.model_of(self.version(name))
-            return
-        if self.objects.get(name) is None:
-            noun = {"data": "data", "model": "a model", "function": "a function"}.get(kind, "an object")
-            hints = [did_you_mean(name, self.objects), f"%kd set --{name.replace('_', '-')} {{{name}}}" if kind == "data" else f"{flag} {{your_{kind}}} hands it over"]
-            raise KdError(f"{title} {flag} {name}: needs {noun}, and the session has none of that name", *hints)
-        if kind == "data":
-            self.objects[name] = self._adopted(name, self.objects[name], self.settings["batch_size"]) if name in DATA else _as_data(self.objects[name], self.settings["batch_size"], flag)
-
-    def _check_labels(self, title: str, name: str) -> None:
-        data = self.objects.get(name)
-        if data is None:
-            raise KdError(f"{title} needs labelled data to train on, and the session has none", "%kd set --train {loader}")
-        if not data.labelled and getattr(self.task, "needs_labels", True):
-            raise KdError(f"{title} needs labels, and {name} has none", "pass pairs of inputs and labels, or a technique that learns from a teacher alone")
 
     def _context(self, stage: Stage, observe: Callable[[Progress], None] | None = None, seed: int = 0) -> Context:
         return Context(
@@ -305,63 +249,13 @@ class Session:
             seed=seed,
             device="cuda" if self.settings["backend"] == "cuda" else "cpu",
             backend=self.settings["backend"],
-            objects=_Objects(self),
+            objects=self.objects,
             original=self.original,
             observe=observe or (lambda progress: None),
             cancelled=self._cancelled,
             scratch=self._scratch.name,
-            stage=_title(stage),
+            stage=stage.title,
         )
-
-    def _make(self, step: Planned, parent: Version, seed: int, observe: Callable[[Progress], None] | None, number: int) -> Version:
-        stage = step.stage
-        context = self._context(stage, self._observer(stage, observe), seed)
-        self._tell(Event("started", stage))
-        began = time.perf_counter()
-        try:
-            with seeded(seed):
-                model = self._transformed(stage, parent, context)
-            seconds = time.perf_counter() - began
-            report = self._measured(model, parent)
-        except BaseException as error:
-            self._tell(Event("cancelled" if isinstance(error, (Cancelled, KeyboardInterrupt)) else "failed", stage, error=error))
-            raise
-        traits = step.traits
-        version = Version(number, model, report, traits, "", stage, parent.number, tuple(context.notes), seed, step.inserted, seconds=seconds)
-        self._tell(Event("finished", stage, version=version))
-        return version
-
-    def _transformed(self, stage: Stage, parent: Version, context: Context) -> nn.Module:
-
-        before = self.history.model_of(parent) if parent.model is None else parent.model
-        problems = list(_problems(stage, before, context))
-        if problems:
-            raise KdError(f"{_title(stage)}: {problems[0]}", *problems[1:])
-        try:
-            made = manager().hook.kdkit_run_stage(stage=stage, model=private_copy(before), context=context)
-        except KdError:
-            raise
-        except Exception as error:
-            raise KdError(f"{_title(stage)} failed: {type(error).__name__}: {error}", *self._hints(error, stage), f"offered by {_source(stage)}; the session is as it was") from error
-        check_result(stage, _source(stage), made, before, parent.traits, self.task, _example(self.objects))
-        made.eval()
-        share_unchanged(made, before)
-        return made
-
-    def _hints(self, error: Exception, stage: Stage) -> list[str]:
-        answers = manager().each("kdkit_error_hints", _complain, error=error, stage=stage)
-        return [str(hint) for answer in answers for hint in answer or ()]
-
-    def _observer(self, stage: Stage, observe: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
-        def heard(progress: Progress) -> None:
-            if observe is not None:
-                observe(progress)
-            self._tell(Event("progress", stage, progress))
-
-        return heard
-
-    def _tell(self, event: Event) -> None:
-        manager().each("kdkit_event", _complain, event=event)
 
     # measuring
 
@@ -372,14 +266,12 @@ class Session:
             version: the head when not said.
             data: new data, in any form.
         """
-
         chosen = self.version(version)
         model = self.history.model_of(chosen)
         if data is not None:
             return self._measured(model, None, adopt_data(data, batch_size=self.settings["batch_size"]), ("quality", "agreement"))
         parent = self.history.versions[chosen.parent] if chosen.parent is not None else None
         report = self._measured(model, parent)
-
         self.history = self.history.replaced(replace(chosen, report=report))
         return report
 
@@ -389,7 +281,6 @@ class Session:
         return Listing(chosen, self.history.head, chosen[0], f"against {chosen[0].name}")
 
     def _measured(self, model: nn.Module, parent: Version | None, data: Data | None = None, names: tuple[str, ...] | None = None) -> Report:
-
         held = data if data is not None else self.objects.get("eval")
         ancestor = self._subject(parent.model, held) if parent is not None and parent.model is not None else None
         subject: Subject = self._subject(model, held, ancestor)
@@ -397,8 +288,7 @@ class Session:
             return measure(subject, names or self.settings["measures"])
 
     def _subject(self, model: nn.Module, data: Data | None, parent: Any = None) -> Any:
-
-        return Subject(model=model, task=self.task, data=data, example=_example(self.objects), backend=self.backend_for(model), original=self.original, parent=parent)
+        return Subject(model=model, task=self.task, data=data, example=self.objects.example(), backend=self.backend_for(model), original=self.original, parent=parent)
 
     # moving about
 
@@ -414,10 +304,8 @@ class Session:
 
     def keep(self, version: Any, label: str) -> Version:
         """Give a version a label; another version that had it goes without."""
-        if not label or label.lstrip("-").isdigit() or label in ("head", "best") or not label.replace("-", "_").replace(".", "_").isidentifier():
-            raise KdError(f"{label!r} can't be a label", "use letters, digits, - and _; not a number, head or best")
         chosen = self.version(version)
-        self.history = self.history.labelled(chosen, label)
+        self.history = self.history.labelled(chosen, checked(label))
         return self.version(chosen.number)
 
     def drop(self, version: Any) -> Listing:
@@ -427,7 +315,6 @@ class Session:
 
     def pop(self, version: Any = None) -> nn.Module:
         """The version's model, as a copy that is yours to change."""
-
         return private_copy(self.history.model_of(self.version(version)))
 
     # leaving and coming back
@@ -458,7 +345,6 @@ class Session:
         Raises:
             KdError: the folder can't be written, or holds something else.
         """
-
         chosen = self.version(version)
         facts = {
             "label": chosen.label,
@@ -482,8 +368,7 @@ class Session:
         Raises:
             KdError: the folder is damaged, newer, holds a pickle, or does not fit the skeleton.
         """
-
-        model, facts = store.load(path, skeleton=self.original if skeleton is None and _needs_skeleton(path) else skeleton)
+        model, facts = store.load(path, skeleton)
         return self._adopt(model.eval(), str(facts.get("label") or ""), f"load {path}", facts)
 
     @classmethod
@@ -495,8 +380,7 @@ class Session:
             skeleton: as for `load`.
             given: data and settings, as for `Session`.
         """
-
-        model, facts = store.load(path, skeleton=skeleton)
+        model, facts = store.load(path, skeleton)
         session = cls(model, **({"label": facts.get("label") or "base"} | given))
         session.history = session.history.replaced(_told(session.head, facts, f"load {path}"))
         return session
@@ -507,8 +391,7 @@ class Session:
         Raises:
             KdError: the form is unknown, or the version can't take it.
         """
-
-        return export(self.history.model_of(self.version(version)), Path(path), _example(self.objects))
+        return export(self.history.model_of(self.version(version)), Path(path), self.objects.example())
 
     def status(self) -> Status:
         """Where the session stands: versions, figures, and what fits next."""
@@ -527,65 +410,6 @@ class Session:
         return self.head
 
 
-@dataclass(frozen=True)
-class Status:
-    """Where a session stands."""
-
-    session: Session
-
-    @property
-    def listing(self) -> Listing:
-        """The versions that are held."""
-        history = self.session.history
-        return Listing(tuple(version for version in history if version.model is not None), history.head, caption=self.caption)
-
-    @property
-    def caption(self) -> str:
-        """Task, data and backend in one line."""
-        session = self.session
-        task = f"task {session.task.name}" if session.task else "no task yet: no data"
-        data = ", ".join(name for name in DATA if session.objects.get(name) is not None) or "none"
-        return f"{task}; data: {data}; backend {session.settings['backend']}; * is the head"
-
-    @property
-    def next(self) -> list[str]:
-        """Techniques that could follow the head now, without a bridge, as "family technique"."""
-
-        return [id.replace(".", " ", 1) for id, stage in manager().stages().items() if not stage.bridge and _fits_class(stage, self.session.head.traits)]
-
-    def __repr__(self) -> str:
-        return f"{self.listing!r}\nnext: {', '.join(self.next) or 'nothing fits'}"
-
-    def _repr_html_(self) -> str:
-
-        return f"{self.listing._repr_html_()}<p>next: {escape(', '.join(self.next) or 'nothing fits')}</p>"
-
-
-class _Objects(Mapping[str, Any]):
-    """The session's objects by name; `@label` is a version's model, "original" the first one."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __getitem__(self, name: str) -> Any:
-        if name.startswith("@"):
-            return self._session.history.model_of(self._session.version(name))
-        if name == "original":
-            return self._session.original
-        return self._session.objects[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._session.objects)
-
-    def __len__(self) -> int:
-        return len(self._session.objects)
-
-
-def _fits_class(stage: type[Stage], traits: frozenset[str]) -> bool:
-
-    return fits(stage, traits) or bridge(stage, traits) is not None
-
-
 def _check_settings(settings: Mapping[str, Any]) -> None:
     backend = manager().named("kdkit_backends", settings["backend"], "backend")
     reason = backend.unavailable()
@@ -595,53 +419,22 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         if not isinstance(settings[name], int) or isinstance(settings[name], bool) or settings[name] < least:
             raise KdError(f"--{name.replace('_', '-')} {settings[name]!r} is not a whole number from {least} up")
     if settings["measures"] is not None:
-        known = [measure.name for _, measure in manager().contributions("kdkit_measures")]
+        known = [each.name for _, each in manager().contributions("kdkit_measures")]
         for name in settings["measures"]:
             if name not in known:
                 raise KdError(f"no measure {name!r}", did_you_mean(name, known), f"measures: {', '.join(known)}")
 
 
-def _example(objects: Mapping[str, Any]) -> Batch | None:
-    for name in ("example", "eval", "train", "calibration"):
-        if objects.get(name) is not None:
-            return objects[name].example()
-    return None
-
-
-def _as_data(obj: Any, batch_size: int, flag: str) -> Data:
-
-    try:
-        return adopt_data(obj, batch_size=batch_size)
-    except KdError as error:
-        raise KdError(f"{flag}: {error.message}", *error.hints) from error
-
-
-def _problems(stage: Stage, model: nn.Module, context: Context) -> Iterator[str]:
-    try:
-        yield from stage.check(model, context)
-    except KdError:
-        raise
-    except Exception as error:
-        raise KdError(f"{_title(stage)}: its check raised {type(error).__name__}: {error}", f"offered by {_source(stage)}; nothing was run") from error
-
-
-def _title(stage: Stage) -> str:
-    return stage.id.replace(".", " ", 1)
-
-
-def _source(stage: Stage) -> str:
-    return manager().provider(stage.id).source if stage.id != "together" else "kdkit"
-
-
-def _kept(done: list[Version]) -> str:
-    return f"the steps before it are kept: {' '.join(version.name for version in done)}"
+def _groups(steps: list[Planned]) -> Iterator[tuple[list[Planned], bool]]:
+    """Each stage with the bridges inserted for it, and whether it is the last."""
+    group: list[Planned] = []
+    for step in steps:
+        group.append(step)
+        if not step.inserted:
+            yield group, step is steps[-1]
+            group = []
 
 
 def _told(version: Version, facts: Mapping[str, Any], origin: str) -> Version:
 
     return replace(version, origin=origin, facts=dict(facts), notes=tuple(facts.get("notes", ())), seed=int(facts.get("seed") or 0))
-
-
-def _complain(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-

@@ -213,6 +213,11 @@ class Stage(Settings):
         """The technique within its family, such as "channels"."""
         return self.id.partition(".")[2]
 
+    @property
+    def title(self) -> str:
+        """How messages name it: "prune channels"."""
+        return self.id.replace(".", " ", 1)
+
     def line(self) -> str:
         """The stage as one line of a `%%kd` cell."""
         from kdkit.lines import write_options
@@ -292,25 +297,28 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
     def make(function: Callable) -> type[Stage]:
         from kdkit.plugins import manager
 
-        signature = inspect.signature(function, eval_str=True)
-        options = [item for item in signature.parameters.values() if item.kind is item.KEYWORD_ONLY]
+        options = [item for item in inspect.signature(function, eval_str=True).parameters.values() if item.kind is item.KEYWORD_ONLY]
         bare = [item.name for item in options if item.annotation is item.empty]
         if bare:
             raise KdError(f"{function.__name__}: {', '.join(bare)} has no type", f"write {bare[0]}: float = kdkit.param(0.5, 'what it does')")
-        spoken = {item.name: item.default if isinstance(item.default, pydantic.fields.FieldInfo) else param(item.default, item.name.replace("_", " ")) for item in options}
 
         def apply(self: Stage, model: nn.Module, context: Context) -> nn.Module | None:
             return function(model, context, **dict(self))
 
-        name = function.__name__.title().replace("_", "")
-        body = {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__ or f"{name}, made from a function.", "__annotations__": {item.name: item.annotation for item in options}}
-        body |= {"id": id, "apply": apply, "__wrapped__": function, **spoken, **facts}
-        body["__annotations__"] |= {fact: ClassVar for fact in ("id", "__wrapped__", *facts)}
-        made = type(Stage)(name, (Stage,), body)
+        body: dict[str, Any] = {"id": id, "apply": apply, "source": function, **facts}
+        annotations = dict.fromkeys(body, ClassVar) | {item.name: item.annotation for item in options}
+        body |= {item.name: _declared(item) for item in options}
+        body |= {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__, "__annotations__": annotations}
+        made = type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)
         manager().offer(made)
         return made
 
     return make
+
+
+def _declared(item: inspect.Parameter) -> Any:
+    plain = not isinstance(item.default, pydantic.fields.FieldInfo)
+    return param(... if item.default is item.empty else item.default, item.name.replace("_", " ")) if plain else item.default
 
 
 class TrainStage(Stage):
@@ -337,6 +345,20 @@ class TrainStage(Stage):
     needs: ClassVar[Needs] = Needs(train=True)
     requires: ClassVar[Iterable[str]] = frozenset({Trait.TRAINABLE})
 
+    def conflicts(self) -> Iterator[str]:
+        """Loop options that don't go together, a line each."""
+        for name, asked in (("keep", self.keep == "best"), ("patience", self.patience is not None)):
+            if asked and self.validation is None:
+                yield f"--{name} {getattr(self, name)} wants validation data: --validation {{held_out_loader}}"
+
+    def check(self, model: nn.Module, context: Context) -> Iterable[str]:
+        """What the loop options lack; a subclass with more to check adds its own to these."""
+        return self.conflicts()
+
+    def learner(self, model: nn.Module, context: Context) -> nn.Module:
+        """What is trained: the model at hand, unless the stage brings another."""
+        return model
+
     def part(self, model: nn.Module, context: Context) -> TrainPart:
         """What this stage brings into the loop: its loss terms, modules and hooks."""
         raise KdError(f"{type(self).__name__} has no part", "write part(self, model, context) that returns a kdkit.TrainPart")
@@ -347,4 +369,4 @@ class TrainStage(Stage):
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """Training changes no structure."""
-        return Forecast(model)
+        return Forecast(self.learner(model, context))

@@ -181,6 +181,20 @@ class History:
         return version.model
 
 
+def checked(label: str) -> str:
+    """A label that can name a version.
+
+    Raises:
+        KdError: it could be taken for something else.
+
+    >>> checked("slim-2")
+    'slim-2'
+    """
+    if label in ("head", "best") or label.lstrip("-").isdigit() or not label.replace("-", "_").replace(".", "_").replace("_", "a").isalnum():
+        raise KdError(f"{label!r} can't be a label", "use letters, digits, - . and _; not a number, head or best")
+    return label
+
+
 @dataclass(frozen=True)
 class Listing:
     """Versions as a table, one a row, a column for each figure that any of them has."""
@@ -194,8 +208,13 @@ class Listing:
     def table(self) -> Table:
         """The figures side by side; beside each its ratio to those of `against`."""
         names = list(dict.fromkeys(name for version in self.versions for name in version.report))
-        rows = [[version.name + (" *" if version.number == self.head else ""), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions]
+        rows = [
+            [version.name + (" *" if version.number == self.head else ""), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions
+        ]
         return Table(["version", "made by", *names], rows, self.caption)
+
+    def _name(self, version: Version) -> str:
+        return version.name + (" *" if version.number == self.head else "")
 
     def _cell(self, version: Version, name: str) -> str:
         figure = version.report.get(name)

@@ -1,0 +1,49 @@
+"""Status: where a session stands, and what fits next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from kdkit.objects import DATA
+from kdkit.pipeline import bridge, fits
+from kdkit.plugins import manager
+from kdkit.versions import Listing
+
+if TYPE_CHECKING:
+    from kdkit.session import Session
+
+
+@dataclass(frozen=True)
+class Status:
+    """A session's versions, its task, data and backend, and the techniques that fit its head."""
+
+    session: Session
+
+    @property
+    def listing(self) -> Listing:
+        """The versions that are held."""
+        history = self.session.history
+        return Listing(tuple(version for version in history if version.model is not None), history.head, caption=self.caption)
+
+    @property
+    def caption(self) -> str:
+        """Task, data and backend in one line."""
+        session = self.session
+        task = f"task {session.task.name}" if session.task else "no task yet: no data"
+        data = ", ".join(name for name in DATA if name in session.objects) or "none"
+        return f"{task}; data: {data}; backend {session.settings['backend']}; * is the head"
+
+    @property
+    def next(self) -> list[str]:
+        """Techniques that could follow the head now, with a bridge where one is known, as "family technique"."""
+        traits = self.session.head.traits
+        offered = [stage for stage in manager().stages().values() if not stage.bridge]
+        return [stage.id.replace(".", " ", 1) for stage in offered if fits(stage, traits) or bridge(stage, traits) is not None]
+
+    def __repr__(self) -> str:
+        return f"{self.listing!r}\nnext: {', '.join(self.next) or 'nothing fits'}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.listing._repr_html_()}<p>next: {escape(', '.join(self.next) or 'nothing fits')}</p>"

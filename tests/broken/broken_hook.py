@@ -1,0 +1,6 @@
+from kdkit import hookimpl
+
+
+@hookimpl
+def kdkit_stagez():
+    return []
