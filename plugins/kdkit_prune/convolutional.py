@@ -1,0 +1,161 @@
+"""Channels of convolutional and fully connected nets: torch-pruning's dependency graph says what hangs together."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kdkit.data import Batch
+from kdkit.errors import KdError
+from kdkit.models import evaluating
+from kdkit_prune.groups import Anatomy, Axis, Group, Left, Part, axis_of, makes_units
+
+
+def anatomy(model: nn.Module, batch: Batch) -> Anatomy:
+    """The coupled channels of a model without attention.
+
+    Raises:
+        KdError: the model can't be traced.
+    """
+    attention = hidden_attention(model, batch)
+    if attention:
+        raise KdError(
+            f"prune channels does not know how the attention of {type(model).__name__} is laid out ({attention})",
+            "known: children named query/key/value, q_proj/k_proj/v_proj/o_proj, q_lin/k_lin/v_lin/out_lin, c_attn/c_proj, qkv/proj",
+        )
+    found = Anatomy([])
+    for coupled in _traced(model, batch):
+        root = next((name for name, module in model.named_modules() if module is coupled[0].dep.target.module), "")
+        try:
+            found.groups.append(_group(model, root, coupled))
+        except LookupError as error:
+            found.left.append(Left("channels", root, error.args[0]))
+    found.left += [Left("channels", name, f"{type(module).__name__} is left alone") for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+    return found
+
+
+def _traced(model: nn.Module, batch: Batch) -> list[Any]:
+    import torch_pruning
+
+    recurrent = [weight for module in model.modules() if isinstance(module, nn.RNNBase) for weight in module.parameters()]
+    with differentiable(model), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                model, batch, forward_fn=lambda net, inputs: inputs.call(net), output_transform=_first_tensor, ignored_params=recurrent, verbose=False
+            )
+            return list(graph.get_all_groups())
+        except Exception as error:  # it may fail in any way on a model it was not made for
+            raise KdError(
+                f"prune channels: torch-pruning can't follow {type(model).__name__}: {type(error).__name__}: {error}", "prune weights instead: %kd list prune"
+            ) from error
+
+
+def _first_tensor(output: Any) -> Any:
+    """The model's output as torch-pruning flattens it: a plain list of tensors that hang on the graph."""
+    flat = torch.utils._pytree.tree_leaves(dict(output) if isinstance(output, dict) else output)
+    return [item for item in flat if isinstance(item, Tensor) and item.grad_fn is not None]
+
+
+def _group(model: nn.Module, root: str, coupled: Any) -> Group:
+    """One of torch-pruning's groups in our words.
+
+    Raises:
+        LookupError: something in it can't be cut; the reason.
+    """
+    count = len(coupled[0].idxs)
+    places = {module: name for name, module in model.named_modules()}
+    found: list[tuple[str, Axis, Tensor, int, bool]] = []
+    for item in coupled:
+        target = item.dep.target.module
+        if isinstance(target, nn.Module) and target not in places:
+            continue  # an operation between modules
+        name, axis, width, bundles = _width(model, places, coupled._DG, item)
+        if any(index is None for index in item.root_idxs):
+            raise LookupError(f"torch-pruning lost track of them at {name}")
+        owner = torch.full((width,), -1)
+        owner[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs)
+        found.append((name, axis, owner, bundles, isinstance(target, nn.Module) and _is_out(coupled._DG, item) and makes_units(target)))
+    # channels at one offset in all groups of a grouped convolution, or of a GroupNorm, can only go together
+    units = count
+    for _, _, owner, bundles, _ in found:
+        units = gcd(units, len(owner) // bundles) if bundles > 1 else units
+    if units < 2:
+        raise LookupError("there is a single channel to a group")
+    parts = tuple(Part(name, axis, torch.where(owner < 0, owner, owner % units), writes) for name, axis, owner, _, writes in found)
+    return Group(root, "channels", units, parts, width=count // units)
+
+
+def _is_out(graph: Any, item: Any) -> bool:
+    return bool(graph.is_out_channel_pruning_fn(item.dep.handler))
+
+
+def _width(model: nn.Module, places: dict[nn.Module, str], graph: Any, item: Any) -> tuple[str, Axis, int, int]:
+    """(module, axis, its width, in how many groups of channels it works) of one item of a group."""
+    target = item.dep.target.module
+    if isinstance(target, nn.Parameter):
+        owner, _, name = graph._param_to_name[target].rpartition(".")
+        dim = item.dep.target.pruning_dim % target.dim()
+        return owner, Axis(((name, dim),)), target.shape[dim], 1
+    side = "out" if _is_out(graph, item) else "in"
+    axis = axis_of(target, side)  # type: ignore[arg-type]
+    if isinstance(target, nn.modules.conv._ConvNd) and axis.attributes[-1:] != ("groups",):
+        return places[target], axis, target.out_channels if side == "out" else target.in_channels, target.groups
+    bundles = target.num_groups if isinstance(target, nn.GroupNorm) else 1
+    if axis.attributes:
+        stated = getattr(target, axis.attributes[0])
+        return places[target], axis, stated[-1] if isinstance(stated, tuple) else stated, bundles
+    return places[target], axis, target.weight.shape[0], bundles
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with gradients allowed for every floating weight; modes and flags are put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        model.eval()
+        for weight, _ in flags:
+            if weight.is_floating_point():
+                weight.requires_grad_(True)
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
+
+
+KEY_HEADS = ("num_key_value_groups", "num_key_value_heads", "num_kv_heads", "n_kv_heads")
+"""Attributes of attention in which several query heads share a key/value head."""
+
+
+class _Attention(TorchFunctionMode):
+    """Notices calls that only attention makes; shared keys and values (grouped queries) make torch-pruning hang."""
+
+    seen = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = getattr(func, "__name__", "")
+        shared = name in ("expand", "repeat_interleave") and args[0].dim() > 3
+        if shared or name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+            self.seen = name
+        return func(*args, **(kwargs or {}))
+
+
+def hidden_attention(model: nn.Module, batch: Batch) -> str:
+    """The call by which the model was seen to attend, or the attribute that says so; empty when there is none."""
+    for module in model.modules():
+        for name in KEY_HEADS:
+            if hasattr(module, name):
+                return f"{type(module).__name__}.{name}"
+    with evaluating(model), _Attention() as watch:
+        batch.call(model)
+    return watch.seen
