@@ -42,8 +42,8 @@ def count_parameters(model: nn.Module) -> int:
     >>> count_parameters(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False)))
     24
     """
-    if hasattr(model, "kdkit_parameters"):
-        return model.kdkit_parameters()
+    if answer := getattr(model, "kdkit_parameters", None):
+        return answer()
     packed = {_key(tensor): tensor for tensor in _packed(model)}
     return sum(_numbers(weight) for weight in model.parameters()) + sum(tensor.numel() for tensor in packed.values())
 
@@ -57,8 +57,8 @@ def size_bytes(model: nn.Module) -> int:
     >>> size_bytes(nn.Linear(3, 4))
     64
     """
-    if hasattr(model, "kdkit_size_bytes"):
-        return model.kdkit_size_bytes()
+    if answer := getattr(model, "kdkit_size_bytes", None):
+        return answer()
     parts = [part for value in model.state_dict().values() for tensor in _tensors_in(value) for part in _parts(tensor)]
     return sum(part.nbytes for part in {_key(part): part for part in parts}.values())
 
@@ -99,7 +99,7 @@ def _key(tensor: Tensor) -> tuple[int, int, int]:
     """The same for two tensors, alive together, that are the same bytes; those on the meta device have a storage and no address."""
     if tensor.layout is not torch.strided:
         return id(tensor), 0, tensor.numel()
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.nbytes
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.nbytes
 
 
 def _packed(model: nn.Module) -> list[Tensor]:
@@ -125,8 +125,8 @@ def count_macs(model: nn.Module, batch: Batch) -> int:
     >>> count_macs(nn.Linear(3, 4), Batch((torch.ones(2, 3),)))
     24
     """
-    if hasattr(model, "kdkit_macs"):
-        return model.kdkit_macs(batch)
+    if answer := getattr(model, "kdkit_macs", None):
+        return answer(batch)
     model = getattr(model, "_orig_mod", model)
     with undisturbed(model), _taken_apart(), FlopCounterMode(display=False, custom_mapping=_rules()) as counter:
         batch.to(device_of(model)).call(model)
@@ -149,7 +149,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _taken_apart() -> Iterator[None]:
     """Fused kernels off, so that attention and recurrent layers are seen as the products they are made of."""
-    switches = (torch.backends.mkldnn, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     before = torch.backends.mha.get_fastpath_enabled(), *(switch.enabled for switch in switches)
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -250,7 +250,7 @@ def _resident(watch: _Watch, model: nn.Module) -> int:
 
     Where the call read none of the model's own tensors it ran a copy (on another device, in another precision).
     """
-    own = {StorageWeakRef(part.untyped_storage()): part.untyped_storage().nbytes() for tensors in (model.parameters(), model.buffers()) for part in _strided(tensors)}
+    own = _storages(_strided(model.parameters())) | _storages(_strided(model.buffers()))
     if own and not own.keys() & watch.found.keys():
         return sum(watch.found.values())
     packed = {_key(tensor): tensor for tensor in _packed(model)}
@@ -268,11 +268,11 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         inputs = list(_strided(tree_leaves((args, kwargs))))
-        known = {StorageWeakRef(tensor.untyped_storage()) for tensor in inputs}
-        self.found |= {StorageWeakRef(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in inputs if StorageWeakRef(tensor.untyped_storage()) not in self.made}
+        taken = _storages(inputs)
+        self.found |= {ref: size for ref, size in taken.items() if ref not in self.made}
         result = func(*args, **(kwargs or {}))
         outputs = list(_strided(tree_leaves(result)))
-        fresh = {ref: tensor.untyped_storage().nbytes() for tensor in outputs if (ref := StorageWeakRef(tensor.untyped_storage())) not in known and ref not in self.found}
+        fresh = {ref: size for ref, size in _storages(outputs).items() if ref not in taken and ref not in self.found}
         self.operators += 1
         if fresh or func._schema.is_mutable:
             read = [*inputs[1:], *outputs] if func.overloadpacket is torch.ops.aten.embedding else inputs
@@ -280,6 +280,11 @@ class _Watch(TorchDispatchMode):
         self.made = {ref: size for ref, size in (self.made | fresh).items() if not ref.expired()}
         self.made_at_most = max(self.made_at_most, sum(self.made.values()))
         return result
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[StorageWeakRef, int]:
+    """The bytes of each storage; what holds a storage weakly keeps its address from being used again."""
+    return {StorageWeakRef(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 def _strided(items: Iterable[Any]) -> Iterator[Tensor]:

@@ -16,9 +16,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,12 +31,11 @@ from kdkit.hookspecs import hookimpl
 from kdkit.models import evaluating, traits_of
 from kdkit.stage import SIMULATED, Trait
 from kdkit.table import Table, number, volatile
+from kdkit.tasks import LOWER
 
 if TYPE_CHECKING:
     from kdkit.backends import Backend
     from kdkit.tasks import Task
-
-Better = Literal["higher", "lower"]
 
 # what a measurement gives
 
@@ -62,7 +61,7 @@ class Figure:
     name: str
     value: float
     unit: str = ""
-    better: Better = "higher"
+    better: str = "higher"
     backend: str = ""
     simulated: bool = False
     n: int | None = None
@@ -254,7 +253,7 @@ class Subject:
                     call = stack.enter_context(self.parent.running())
                     call(batch)
                     calls.append(call)
-            return interleave([lambda call=call: call(batch) for call in calls], self.budget_s)
+            return interleave([partial(call, batch) for call in calls], self.budget_s)
 
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
@@ -283,7 +282,7 @@ class Measure:
 
     name: str
     unit: str
-    better: Better
+    better: str
     run: Callable[[Subject], float | Figure | Iterable[Figure] | None]
     real_only: bool = False
 
@@ -445,19 +444,17 @@ def _no_collection() -> Iterator[None]:
 
 
 def _latency(name: str, timing: Timing | None) -> Figure | None:
-    return timing and Figure(name, 1000 * timing.seconds, "ms", "lower", n=timing.n, ratio=timing.ratio)
+    return None if timing is None else Figure(name, 1000 * timing.seconds, "ms", "lower", n=timing.n, ratio=timing.ratio)
 
 
 def _throughput(subject: Subject) -> Figure | None:
     timing = subject.many_items
-    return timing and Figure("throughput", MANY / timing.seconds, "items/s", "higher", n=timing.n, ratio=timing.ratio and 1 / timing.ratio)
+    if timing is None:
+        return None
+    return Figure("throughput", MANY / timing.seconds, "items/s", "higher", n=timing.n, ratio=1 / timing.ratio if timing.ratio else None)
 
 
 # quality
-
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "rmse", "mae", "error", "wer", "cer"})
-"""Metrics that want to be small; of the task's own metric the task says it itself."""
 
 
 def _quality(subject: Subject) -> list[Figure]:
@@ -474,9 +471,8 @@ def _quality(subject: Subject) -> list[Figure]:
             return call(batch)
 
         values = task.evaluate(counted, data)
-    ways: dict[str, Better] = dict.fromkeys(LOWER_IS_BETTER, "lower")
-    ways[task.metric] = task.better
-    return [Figure(name, values[name], "", ways.get(name, "higher"), n=items) for name in sorted(values, key=lambda name: name != task.metric)]
+    ways = {name: "lower" if LOWER & set(name.split("_")) else "higher" for name in values} | {task.metric: task.better}
+    return [Figure(name, values[name], "", ways[name], n=items) for name in sorted(values, key=lambda name: name != task.metric)]
 
 
 def _agreement(subject: Subject) -> Figure | None:
@@ -488,6 +484,8 @@ def _agreement(subject: Subject) -> Figure | None:
     with subject.running() as call, evaluating(original):
         for batch in subject.data.batches():
             same = subject.task.agreement(call(batch), _on_cpu(batch.to(device_of(original)).call(original)), batch)
+            real = subject.task.mask(batch)
+            same = same if real is None or real.shape != same.shape else same[real]
             total, count = total + same.double().sum().item(), count + same.numel()
     return Figure("agreement", total / count, n=count) if count else None
 
@@ -506,7 +504,7 @@ def _macs(subject: Subject) -> int | None:
 def _memory(subject: Subject) -> int | None:
     if subject.on_cuda and subject.example is not None and Trait.ONNX not in subject.traits:
         return _cuda_peak(subject, resize(subject.example, 1))
-    return subject.traffic and subject.traffic.peak_bytes
+    return subject.traffic.peak_bytes if subject.traffic else None
 
 
 def _cuda_peak(subject: Subject, batch: Batch) -> int:
@@ -521,7 +519,7 @@ def _cuda_peak(subject: Subject, batch: Batch) -> int:
 
 
 def _moved(subject: Subject) -> int | None:
-    return subject.traffic and subject.traffic.moved_bytes
+    return subject.traffic.moved_bytes if subject.traffic else None
 
 
 def _energy(subject: Subject) -> Figure | None:

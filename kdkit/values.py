@@ -244,14 +244,21 @@ class Decoder:
     def _class(self, code: Mapping[str, Any], existing: Any, place: str) -> type | None:
         held = {path_of(kind): kind for kind in (existing, type(existing)) if isinstance(kind, type)}
         kind = held.get(code["class"]) or self._classes.find(code["class"])
-        return kind or self._problem(code, place)
+        if kind is None:
+            self._problem(code, place)
+        return kind
 
     def _function(self, code: Mapping[str, Any], existing: Any, place: str) -> Any:
         found = getattr(importlib.import_module(code["home"]), code["name"], None) if code["home"] in FUNCTIONS else None
-        return found or self._problem({"class": "function", **code}, place)
+        if found is None:
+            self._problem({"class": "function", **code}, place)
+        return found
 
     def _opaque(self, code: Mapping[str, Any], existing: Any, place: str) -> Any:
-        return existing if existing is not ABSENT and opaque(existing) == code else self._problem(code, place)
+        if existing is not ABSENT and opaque(existing) == code:
+            return existing
+        self._problem(code, place)
+        return None
 
     def _object(self, code: Mapping[str, Any], existing: Any, place: str) -> Any:
         kind = self._class(code, existing, place)

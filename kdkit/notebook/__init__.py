@@ -1,1 +1,54 @@
-"""The notebook face: magics, completion, tables."""
+"""The notebook face: `%kd` and `%%kd`, completion, help, progress.
+
+Loading it imports next to nothing; verbs, pydantic and torch come with the first line that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from kdkit.notebook.magics import KdMagics
+    from kdkit.session import Session
+
+_loaded: WeakKeyDictionary[Any, KdMagics] = WeakKeyDictionary()
+_sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
+
+
+def load(shell: InteractiveShell) -> None:
+    """Add `%kd`, `%%kd`, their completion and `%config KdMagics`; once, however often it is called."""
+    from kdkit.notebook.completion import matcher
+    from kdkit.notebook.magics import KdMagics
+
+    if shell in _loaded:
+        unload(shell)
+    magics = _loaded[shell] = KdMagics(shell)
+    shell.register_magics(magics)
+    shell.configurables.append(magics)
+    magics.matcher = matcher(magics)
+    shell.Completer.custom_matchers.append(magics.matcher)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take out all that `load` put in; the session stays for the next `load`."""
+    magics = _loaded.pop(shell, None)
+    if magics is None:
+        return
+    for table in shell.magics_manager.magics.values():
+        table.pop("kd", None)
+    shell.magics_manager.registry.pop(type(magics).__name__, None)
+    shell.configurables[:] = [item for item in shell.configurables if item is not magics]
+    shell.Completer.custom_matchers[:] = [item for item in shell.Completer.custom_matchers if item is not magics.matcher]
+
+
+def session(shell: InteractiveShell) -> Session | None:
+    """The session that `%kd` works on in this shell, if there is one yet."""
+    return _sessions.get(shell)
+
+
+def begin(shell: InteractiveShell, session: Session) -> None:
+    """Make `%kd` work on this session from now on."""
+    _sessions[shell] = session
