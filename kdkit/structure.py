@@ -353,6 +353,7 @@ def sync_config(model: nn.Module) -> dict[str, Any]:
     """Write the sizes of a uniformly pruned transformers model back to its config, so that plain `from_pretrained` builds it.
 
     The config is changed only if a fresh model of the new config has this one's structure: the same tensors and the same attributes.
+    The layers that are left are then numbered as the fresh model's, since a cache made from the new config counts them so.
 
     Returns:
         The fields that changed, by the config's names; empty where there is nothing to change or the sizes differ between layers.
@@ -361,15 +362,19 @@ def sync_config(model: nn.Module) -> dict[str, Any]:
     if not hasattr(config, "to_json_string"):
         return {}
     changes = {key: value for key, value in _sizes(model).items() if hasattr(config, key) and getattr(config, key) != value}
-    if not changes or not _builds(model, config, changes):
+    fresh = _fresh(model, config, changes) if changes else None
+    if fresh is None:
         return {}
     for key, value in changes.items():
         setattr(config, key, value)
+    for module, twin in zip(model.modules(), fresh.modules(), strict=True):
+        if hasattr(twin, "layer_idx"):
+            module.layer_idx = twin.layer_idx
     return changes
 
 
-def _builds(model: nn.Module, config: Any, changes: Mapping[str, Any]) -> bool:
-    """Whether a fresh model of the changed config is like this one."""
+def _fresh(model: nn.Module, config: Any, changes: Mapping[str, Any]) -> nn.Module | None:
+    """A model of the changed config, without data; None where it would not be like this one."""
     trial = copy.deepcopy(config)
     make: Any = type(model)
     try:
@@ -378,9 +383,8 @@ def _builds(model: nn.Module, config: Any, changes: Mapping[str, Any]) -> bool:
         with torch.device("meta"):
             fresh = make(trial)
     except Exception:  # whatever a config of that family says to sizes it can't express
-        return False
-    ours, theirs = (_outline(describe(each)) for each in (model, fresh))
-    return ours == theirs
+        return None
+    return fresh if _outline(describe(model)) == _outline(describe(fresh)) else None
 
 
 def _outline(manifest: Manifest) -> dict[str, Any]:
