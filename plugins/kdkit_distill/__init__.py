@@ -1,1 +1,16 @@
-"""kdkit's distill family."""
+"""kdkit's distill family: a student learns from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdkit import hookimpl
+from kdkit.stage import Stage
+
+
+@hookimpl
+def kdkit_stages() -> Iterable[type[Stage]]:
+    """The family's techniques."""
+    from kdkit_distill.soft import Soft
+
+    return [Soft]

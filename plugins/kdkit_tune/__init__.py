@@ -1,1 +1,16 @@
-"""kdkit's tune family."""
+"""kdkit's tune family: training on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdkit import hookimpl
+from kdkit.stage import Stage
+
+
+@hookimpl
+def kdkit_stages() -> Iterable[type[Stage]]:
+    """The family's techniques."""
+    from kdkit_tune.finetune import Finetune
+
+    return [Finetune]

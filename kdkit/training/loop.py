@@ -1,0 +1,335 @@
+"""The loop: one for every stage that trains, alone or together.
+
+One forward pass of the model a batch; the terms of all parts on it; one backward pass; one optimizer step a window of
+accumulated batches. Order of data and random numbers follow from the seed and the epoch alone, so a resumed training
+equals one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data import Batch, Data
+from kdkit.errors import KdError
+from kdkit.seeding import seeded
+from kdkit.stage import TrainStage
+from kdkit.training.checkpoint import Checkpoint, changing, identity, pack, restore, unpack
+from kdkit.training.engine import engine, optimizer_of, unmarked
+from kdkit.training.objective import Counts, Objective
+from kdkit.training.part import Step, TrainPart
+from kdkit.training.record import Record
+from kdkit.training.schedules import rate
+from kdkit.training.validation import Judge, validation_data
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdkit.context import Context
+
+_LOOP = frozenset(TrainStage.model_fields)
+_WORTH_KEEPING_S = 30.0
+"""Without --checkpoint, work of this long is written to the session's scratch folder; less is sooner done again."""
+
+
+def fit(model: nn.Module, stages: Sequence[TrainStage], context: Context) -> nn.Module:
+    """Train a model for the parts of one or more stages, in one loop; the first stage's loop options count.
+
+    Args:
+        model: trained in place, or replaced where a stage brings a student of its own.
+        stages: whose parts are summed.
+        context: of the run; data, teachers and seed come from it.
+
+    Returns:
+        The trained model, in eval mode, without gradients, with the flags and on the device it came with.
+
+    Raises:
+        KdError: no data, no labels where a part needs them, nothing to train, or a loss that is not finite.
+        Cancelled: the user asked to stop.
+    """
+    student, context = _student(model, stages, context)
+    _note_unused_options(stages, context)
+    with contextlib.ExitStack() as stack:
+        accelerator = stack.enter_context(engine(context.device, stages[0].precision))
+        stack.enter_context(_in_training(student, accelerator.device))
+        stack.enter_context(seeded(context.seed))
+        stack.enter_context(unmarked([student]))
+        parts = _opened(student, stages, context, stack, accelerator.device)
+        _Loop(student, stages, parts, context, accelerator).run()
+    return student
+
+
+def _student(model: nn.Module, stages: Sequence[TrainStage], context: Context) -> tuple[nn.Module, Context]:
+    """The model to train; where a stage brings one, the model at hand teaches it unless the session has a teacher."""
+    brought = [student for student in (stage.learner(model, context) for stage in stages) if student is not model]
+    if len(brought) > 1:
+        raise KdError("two stages of one loop bring a student each", "leave out --student in all but one")
+    return (brought[0], replace(context, original=model)) if brought else (model, context)
+
+
+def _note_unused_options(stages: Sequence[TrainStage], context: Context) -> None:
+    for stage in stages[1:]:
+        unused = [f"--{name.replace('_', '-')}" for name, value in stage.changed().items() if name in _LOOP and value != getattr(stages[0], name)]
+        if unused:
+            context.note(f"{stage.title}: {' '.join(unused)} not used; the loop follows {stages[0].title}")
+
+
+@contextlib.contextmanager
+def _in_training(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on the device and in train mode; afterwards at home, in eval mode, with its flags and no gradients."""
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    moved = len(places) == 1 and places != {device}
+    try:
+        for weight, _ in flags:
+            weight.grad = None
+        if moved:
+            model.to(device)
+        model.train()
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
+        for weight in model.parameters():
+            weight.grad = None
+        model.eval()
+        if moved:
+            model.to(places.pop())
+
+
+def _opened(model: nn.Module, stages: Sequence[TrainStage], context: Context, stack: contextlib.ExitStack, device: torch.device) -> dict[str, TrainPart]:
+    """The parts of the stages, by title; the stack closes them in reverse order."""
+    parts: dict[str, TrainPart] = {}
+    for stage in stages:
+        title = stage.id if stage.id not in parts else f"{stage.id}-{len(parts) + 1}"
+        part = parts[title] = stage.part(model, context)
+        stack.callback(part.close, model)
+        part.open(model)
+        part.modules.to(device)
+        part.modules.train()
+    return parts
+
+
+class _Loop:
+    """One training, from the first step to the last."""
+
+    def __init__(self, model: nn.Module, stages: Sequence[TrainStage], parts: dict[str, TrainPart], context: Context, accelerator: Accelerator):
+        self.model, self.parts, self.context, self.accelerator = model, parts, context, accelerator
+        self.options, self.task, self.device = stages[0], context.task, accelerator.device
+        self.data = _training_data(stages, context)
+        self.record = Record()
+        self.objective = Objective(parts, self.record)
+        self.beside = [weight for part in parts.values() for weight in part.modules.parameters() if weight.requires_grad]
+        self.weights = _trainable(model, self.beside)
+        self.optimizer = optimizer_of(self.options, self.weights)
+        self.prepared, self.stepper = accelerator.prepare(model, self.optimizer)
+        self.batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
+        self.window = self.options.accumulate * accelerator.num_processes
+        self.epoch = self.step = 0
+        self.left_out = False
+        self.epoch_steps, self.steps = self._length()
+        held_out = validation_data(self.options, context)
+        self.judge = Judge(self.options, context, held_out, self.device) if held_out is not None else None
+        self.checkpoint = self._checkpoint(stages)
+        self.told = self.written = time.monotonic()
+
+    def run(self) -> None:
+        """Train to the end, or until the judge has seen enough."""
+        if self.options.resume:
+            self._resume()
+        while self.step < self.steps and not (self.judge and self.judge.stopped):
+            with seeded(self._seed(self.epoch)):
+                self._run_epoch()
+            self.epoch += 1
+            for part in self.parts.values():
+                part.after_epoch(self.epoch)
+            self._tell(self.judge.judge(self.epoch, self.model) if self.judge else {})
+            self._keep()
+        self._finish()
+
+    def _run_epoch(self) -> None:
+        for window in _windows(self._batches(self.epoch), self.window):
+            self.context.check_cancelled()
+            self._optimize(window)
+            if self.step == self.steps:
+                break
+
+    def _optimize(self, window: Sequence[Batch]) -> None:
+        """One optimizer step over a window of batches."""
+        counts = Counts.of(window, self.task, list(self.parts.values()))
+        mine = window[self.accelerator.process_index :: self.accelerator.num_processes]
+        progress = self.step / (self.steps - 1) if self.steps > 1 else 1.0
+        for number, batch in enumerate(mine or window[:1], 1):
+            with self._unsynced() if number < len(mine) else contextlib.nullcontext():
+                seen = self._backward(batch.to(self.device), counts, progress, bool(mine))
+        self._update()
+        self.step += 1
+        for part in self.parts.values():
+            part.after_step(seen)
+        if self.step % max(1, self.steps // 100) == 0 or time.monotonic() - self.told > 1.0:
+            self._tell({})
+
+    def _backward(self, batch: Batch, counts: Counts, progress: float, counted: bool) -> Step:
+        try:
+            output = batch.call(self.prepared)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise KdError("batch norm can't train on a batch of one item", "use a larger --batch-size") from error
+            raise
+        seen = Step(batch, output, self.model, self.task, self.step, progress)
+        with self.accelerator.autocast():
+            loss = self.objective.loss(seen, counts)
+        # gradients are averaged over processes, and the loss is a sum over them; a process without a batch only keeps step
+        share = self.accelerator.num_processes if counted else 0
+        self.accelerator.backward(loss if share == 1 else loss * share)
+        return seen
+
+    def _update(self) -> None:
+        if self.accelerator.num_processes > 1:
+            for weight in self.beside:
+                weight.grad = None if weight.grad is None else self.accelerator.reduce(weight.grad, "mean")
+        if self.options.clip is not None:
+            self.accelerator.clip_grad_norm_(self.weights, self.options.clip)
+        factor = rate(self.options.schedule, self.step, self.steps, self.options.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * factor
+        self.stepper.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _unsynced(self) -> contextlib.AbstractContextManager:
+        return self.accelerator.no_sync(self.prepared) if self.accelerator.num_processes > 1 else contextlib.nullcontext()
+
+    def _seed(self, epoch: int) -> int:
+        return (self.context.seed * 1_000_003 + epoch) % 2**32
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch in its order; a last one of a single item is left out where batch norm can't take it."""
+        for index, batch in enumerate(self.data.batches(shuffle=True, seed=self._seed(epoch), batch_size=self.options.batch_size)):
+            if index and self.batch_norm and batch.size == 1:
+                self.left_out = True
+            else:
+                yield batch
+
+    def _length(self) -> tuple[int, int]:
+        """Optimizer steps of an epoch, and in all."""
+        batches = self.data.length(self.options.batch_size)
+        if batches is None and self.options.steps:
+            return self.options.steps, self.options.steps
+        if batches is None or (self.batch_norm and batches > 1 and (self.data.items or 0) % (batches - 1) == 1 % (batches - 1)):
+            batches = sum(1 for _ in self._batches(0))
+        an_epoch = math.ceil(batches / self.window)
+        return an_epoch, self.options.steps or max(1, math.ceil(self.options.epochs * an_epoch - 1e-9))
+
+    def _tell(self, figures: dict[str, float]) -> None:
+        """Read the terms off the device, and tell how far the training is."""
+        try:
+            losses = self.record.flush()
+        except KdError as error:
+            raise error.with_hints(*_remedies(self.options)) from None
+        self.told = time.monotonic()
+        epochs = math.ceil(self.steps / self.epoch_steps)
+        self.context.progress(
+            self.step, self.steps, f"epoch {min(self.epoch + 1, epochs)} of {epochs}", **losses, **figures, learning_rate=self.optimizer.param_groups[0]["lr"]
+        )
+
+    def _finish(self) -> None:
+        if self.judge:
+            self.judge.finish(self.model)
+            if self.judge.stopped:
+                self.context.note(f"stopped after epoch {self.epoch}: {self.judge.waited} without a better {self.task.metric}")
+        sick = [name for name, weight in self.model.named_parameters() if weight.requires_grad and not torch.isfinite(weight).all()]
+        if sick:
+            raise KdError(f"after {self.step} steps the weights of {sick[0]} are not finite", *_remedies(self.options))
+        if self.left_out:
+            self.context.note("each epoch left out one item, which would have made a batch by itself; batch norm needs two")
+        if summary := self.record.summary():
+            self.context.note(f"{summary} in {self.step} steps")
+        if self.checkpoint and not self.options.checkpoint and self.accelerator.is_main_process:
+            self.checkpoint.remove()
+
+    def _checkpoint(self, stages: Sequence[TrainStage]) -> Checkpoint | None:
+        folder = self.options.checkpoint or self.context.scratch
+        if not folder:
+            if self.options.resume:
+                raise KdError("there is no folder to resume from", "--checkpoint names the folder of the interrupted run")
+            return None
+        made = identity(self.model, stages, self.context.seed, self.steps, self.epoch_steps)
+        place = Path(folder) if self.options.checkpoint else Path(folder) / f"training-{made['model'][:12]}"
+        return Checkpoint(place, made)
+
+    def _keep(self) -> None:
+        """Write the epoch down, where it was asked for or is worth it."""
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        if not self.options.checkpoint and time.monotonic() - self.written < _WORTH_KEEPING_S:
+            return
+        tensors, numbers = pack(self.optimizer)
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "first": self.record.first, "last": self.record.last, "optimizer": numbers, "scaler": scaler}
+        facts |= {"judge": self.judge.state() if self.judge else None}
+        groups = {"model": dict(changing(self.model)), "optimizer": tensors, "best": self.judge.best if self.judge else {}}
+        groups |= {f"part{number}": dict(changing(part.modules)) for number, part in enumerate(self.parts.values())}
+        self.checkpoint.write(self.epoch, {f"{group}/{name}": tensor for group, held in groups.items() for name, tensor in held.items()}, facts)
+        self.written = time.monotonic()
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint's epoch."""
+        assert self.checkpoint is not None
+        stored, facts = self.checkpoint.read()
+
+        def group(name: str) -> dict[str, Tensor]:
+            return {key.partition("/")[2]: tensor for key, tensor in stored.items() if key.partition("/")[0] == name}
+
+        restore(self.model, group("model"))
+        for number, part in enumerate(self.parts.values()):
+            restore(part.modules, group(f"part{number}"))
+        unpack(self.optimizer, group("optimizer"), facts["optimizer"])
+        if self.judge:
+            self.judge.load(facts["judge"], {name: tensor.to(self.device) for name, tensor in group("best").items()})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self.epoch, self.step = facts["epoch"], facts["step"]
+        self.record.first, self.record.last = facts["first"], facts["last"]
+        self.context.note(f"resumed after epoch {self.epoch}")
+
+
+def _training_data(stages: Sequence[TrainStage], context: Context) -> Data:
+    data = context.data(stages[0].data)
+    for stage in stages:
+        if stage.needed().labels and not data.labelled:
+            raise KdError(
+                f"{stage.title} needs labels, and {stages[0].data} has none", "pass pairs of inputs and labels", "or learn from a teacher alone: distill soft --no-labels"
+            )
+    return data
+
+
+def _trainable(model: nn.Module, beside: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if not weights:
+        frozen = sum(1 for _ in model.parameters())
+        raise KdError(
+            f"{type(model).__name__} has no weights to train; all {frozen} are frozen" if frozen else f"{type(model).__name__} has no weights at all",
+            "set requires_grad on the weights that shall train, before %kd use",
+        )
+    return list({id(weight): weight for weight in (*weights, *beside)}.values())
+
+
+def _remedies(options: TrainStage) -> list[str]:
+    hints = [f"lower the learning rate: --learning-rate {options.learning_rate / 10:g}"]
+    hints += ["limit the gradient: --clip 1"] if options.clip is None else []
+    hints += ["use --precision bf16 or fp32"] if options.precision == "fp16" else []
+    return [*hints, "look for nan or inf in the data, and for labels out of range"]
+
+
+def _windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while window := list(islice(batches, size)):
+        yield window
