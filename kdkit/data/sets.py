@@ -1,0 +1,240 @@
+"""Sets of batches that can be gone through again and again, in an order that a seed decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from kdkit.data.batch import Batch, as_batch
+from kdkit.errors import KdError
+
+
+class Data:
+    """Batches that can be gone through again and again, always in the same order unless shuffled.
+
+    Args:
+        batches: called for each pass; gives an iterable of batches in any form that `as_batch` takes.
+        why: what was adopted and how it was understood, one line.
+        items: how many items a pass has, where it is known.
+
+    Such a stream keeps the order in which it comes, seeded; `Items` can really shuffle.
+
+    >>> data = Data(lambda: [torch.zeros(3, 2), torch.ones(1, 2)], "two tensors")
+    >>> [batch.size for batch in data.batches()], data.labelled, data.example().size
+    ([3, 1], False, 3)
+    """
+
+    def __init__(self, batches: Callable[[], Iterable], why: str, items: int | None = None):
+        self._make = batches
+        self.why = why
+        self.items = items
+        self._example: Batch | None = None
+
+    def batches(self, shuffle: bool = False, seed: int | None = None, batch_size: int | None = None) -> Iterator[Batch]:
+        """One pass.
+
+        Args:
+            shuffle: another order for every seed.
+            seed: of the order; when not given, the same for each pass in order, drawn from torch's generator if shuffled.
+            batch_size: items a batch; as the data comes when not said.
+
+        A pass in order is the same every time, random augmentation included, and leaves the generators of torch (CPU),
+        numpy and Python as they were. So does a shuffled stream; the augmentation of shuffled `Items` follows those generators.
+
+        Raises:
+            KdError: there is no batch; or batches of different shapes can't be joined to `batch_size`.
+        """
+        if seed is None:
+            seed = int(torch.randint(2**31, ())) if shuffle else 0
+        found = False
+        for batch in self._pass(shuffle, seed, batch_size):
+            found = True
+            yield batch
+        if not found:
+            raise KdError(f"no batch in {self.why}", "the data is empty, or can be gone through only once; pass a list of its batches")
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
+        return rebatched(map(as_batch, own_randomness(self._make, seed)), batch_size)
+
+    def example(self) -> Batch:
+        """The first batch; kept, so that it is loaded once."""
+        if self._example is None:
+            self._example = self._first()
+        return self._example
+
+    def _first(self) -> Batch:
+        return next(self.batches())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its batches carry labels."""
+        return self.example().labels is not None
+
+    def take(self, items: int) -> Data:
+        """The first `items` items, for a quick look."""
+
+        def first() -> Iterator[Batch]:
+            left = items
+            for batch in self.batches():
+                yield batch[:left]
+                left -= batch.size
+                if left <= 0:
+                    return
+
+        return Data(first, f"the first {items} of {self.why}", None if self.items is None else min(items, self.items))
+
+    def __repr__(self) -> str:
+        return f"Data({self.why})"
+
+
+class Listed(Data):
+    """Batches in a list; shuffling changes their order, and the items of a batch stay together."""
+
+    def __init__(self, batches: Iterable, why: str):
+        self._list = [as_batch(batch) for batch in batches]
+        super().__init__(lambda: self._list, why, sum(batch.size for batch in self._list))
+
+    def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
+        return rebatched(map(self._list.__getitem__, order(len(self._list), shuffle, seed)), batch_size)
+
+
+class Items(Data):
+    """Items that can be had by number, so that they are really shuffled and batched at will.
+
+    Args:
+        dataset: has `__len__` and `__getitem__`; with `__getitems__` as well it is asked for all items of a batch at once.
+        why: one line.
+        batch_size: items a batch when a pass does not say.
+        collate: makes a batch of what the dataset gave.
+        loading: further arguments for the DataLoader that loads them, such as `num_workers`.
+        drop_last: leave out the last, smaller batch of a shuffled pass. A pass in order has every item.
+
+    >>> data = Items([(torch.zeros(2), label) for label in range(5)], "five items", batch_size=2)
+    >>> [batch.labels.tolist() for batch in data.batches()]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(self, dataset: Any, why: str, batch_size: int = 32, collate: Callable | None = None, loading: Mapping[str, Any] | None = None, drop_last: bool = False):
+        super().__init__(lambda: self._loader(range(len(dataset)), batch_size, 0, **self._loading), why, len(dataset))
+        self._dataset, self.batch_size, self._collate, self._loading, self._drop_last = dataset, batch_size, collate, loading or {}, drop_last
+
+    def _loader(self, numbers: Any, batch_size: int, seed: int, **loading: Any) -> DataLoader:
+        return DataLoader(self._dataset, batch_size, sampler=numbers, collate_fn=self._collate, generator=torch.Generator().manual_seed(seed), **loading)
+
+    def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
+        numbers, size = order(len(self._dataset), shuffle, seed), batch_size or self.batch_size
+        drop_last = shuffle and self._drop_last and len(numbers) >= size
+        loader = self._loader(numbers, size, seed, drop_last=drop_last, **self._loading)
+        return map(as_batch, loader if shuffle else own_randomness(lambda: loader, seed))
+
+    def _first(self) -> Batch:
+        """Loaded in this process, so that no workers start for one batch."""
+        if not len(self._dataset):
+            return super()._first()
+        numbers = range(min(self.batch_size, len(self._dataset)))
+        return as_batch(next(own_randomness(lambda: self._loader(numbers, len(numbers), 0), 0)))
+
+    def take(self, items: int) -> Items:
+        some = Subset(self._dataset, range(min(items, len(self._dataset))))
+        return Items(some, f"the first {items} of {self.why}", self.batch_size, self._collate, self._loading, self._drop_last)
+
+
+class Rows:
+    """The items of one big batch in memory, had by number."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return self.batch.size
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.batch[number : number + 1]
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        return self.batch[torch.as_tensor(numbers)]
+
+
+def order(items: int, shuffle: bool, seed: int) -> list[int]:
+    """Numbers 0 to `items` - 1, shuffled by `seed` or as they are.
+
+    >>> order(3, False, 0), sorted(order(3, True, 1))
+    ([0, 1, 2], [0, 1, 2])
+    """
+    return torch.randperm(items, generator=torch.Generator().manual_seed(seed)).tolist() if shuffle else list(range(items))
+
+
+def own_randomness(make: Callable[[], Iterable], seed: int) -> Iterator[Any]:
+    """Go through `make()` with random generators of its own, seeded with `seed`; after each step the user's are as they were.
+
+    >>> def draw(): return (random.random() for _ in range(2))
+    >>> list(own_randomness(draw, 5)) == list(own_randomness(draw, 5))
+    True
+    """
+    torch_states = torch.Generator().manual_seed(seed).get_state()
+    mine = torch_states, numpy.random.RandomState(seed % 2**32).get_state(), random.Random(seed).getstate()
+    iterator: Iterator | None = None
+    while True:
+        theirs = _random_states()
+        try:
+            _set_random_states(mine)
+            iterator = iter(make()) if iterator is None else iterator
+            item = next(iterator)
+            mine = _random_states()
+        except StopIteration:
+            return
+        finally:
+            _set_random_states(theirs)
+        yield item
+
+
+def _random_states() -> tuple:
+    return torch.default_generator.get_state(), numpy.random.get_state(), random.getstate()
+
+
+def _set_random_states(states: tuple) -> None:
+    torch.default_generator.set_state(states[0])
+    numpy.random.set_state(states[1])
+    random.setstate(states[2])
+
+
+def rebatched(batches: Iterable[Batch], size: int | None) -> Iterator[Batch]:
+    """The same items in the same order, `size` a batch, the last one what is left; untouched without a size.
+
+    Raises:
+        KdError: batches of different shapes.
+
+    >>> [batch.size for batch in rebatched([Batch((torch.zeros(3),)), Batch((torch.zeros(4),))], 2)]
+    [2, 2, 2, 1]
+    """
+    if size is None:
+        yield from batches
+        return
+    rest: Batch | None = None
+    for batch in batches:
+        rest = batch if rest is None else _joined(rest, batch)
+        while rest is not None and rest.size >= size:
+            yield rest[:size]
+            rest = rest[size:] if rest.size > size else None
+    if rest is not None:
+        yield rest
+
+
+def _joined(one: Batch, other: Batch) -> Batch:
+    def cat(first: Any, second: Any) -> Any:
+        if isinstance(first, tuple):
+            return tuple(cat(*pair) for pair in zip(first, second, strict=True))
+        return torch.cat([first, second]) if isinstance(first, torch.Tensor) else first
+
+    try:
+        return Batch(cat(one.args, other.args), {key: cat(item, other.kwargs[key]) for key, item in one.kwargs.items()}, cat(one.labels, other.labels))
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise KdError(f"batches of ({one}) and ({other}) can't be joined to another batch size", "leave --batch-size out, or pad the batches to one length") from error
