@@ -48,7 +48,8 @@ def kind(settings: type[Settings], name: str) -> Kind:
     Raises:
         KdError: its type is none that a line can carry.
     """
-    annotation, optional, many = settings.model_fields[name].annotation, False, False
+    annotation: Any = settings.model_fields[name].annotation
+    optional = many = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         rest = [item for item in typing.get_args(annotation) if item is not type(None)]
         optional = len(rest) < len(typing.get_args(annotation))
@@ -154,7 +155,7 @@ def _word_at(line: str, at: int) -> tuple[str | Reference, int]:
     """The word that begins at `at`, and where it ends."""
     joined = _JOINED.match(line, at)
     value = joined.end() if joined else at
-    if line.startswith("{", value) and not line.startswith("{{", value) or _NAME.match(line, value):
+    if (line.startswith("{", value) and not line.startswith("{{", value)) or _NAME.match(line, value):
         source, at = _expression(line, value)
         return Reference(source, joined[1] if joined else ""), at
     text, escaped = line[at:value], line.startswith("{{", value)
@@ -356,7 +357,10 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 def _value(this: Kind, word: Any, where: str) -> Any:
     if isinstance(word, Reference):
-        raise KdError(f"{where} {word}: objects can be named like this on a notebook's %kd line only", "give the object to the session by a name: session.set(name=object), and write the name")
+        raise KdError(
+            f"{where} {word}: objects can be named like this on a notebook's %kd line only",
+            "give the object to the session by a name: session.set(name=object), and write the name",
+        )
     if not isinstance(word, str):
         # numbers of numpy and torch, which pydantic does not take for numbers
         return word.item() if this.base in (bool, int, float) and hasattr(word, "item") and getattr(word, "ndim", 0) == 0 else word

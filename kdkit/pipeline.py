@@ -240,7 +240,7 @@ def read_stage(words: Sequence[Any], resolve: Any = lambda stage, name, word: wo
         raise KdError(f"{' '.join(map(str, words))!r} is not a stage", "write FAMILY TECHNIQUE --option value, such as prune channels --ratio 0.5", "%kd list shows them")
     made = manager().stage(f"{words[0]}.{words[1]}")
     title = f"{words[0]} {words[1]}"
-    return made.build(title, read_options(made, words[2:], title, lambda name, word: resolve(made, name, word)))  # type: ignore[return-value]
+    return made.build(title, read_options(made, words[2:], title, lambda name, word: resolve(made, name, word)))
 
 
 def fits(stage: Stage, traits: frozenset[str]) -> bool:
@@ -327,7 +327,7 @@ def _read(step: Any, where: str, used: dict[str, str]) -> Stage:
         raise KdError(
             f"{where}: {step['stage']} of version {step['version']}; version {made.version} is installed", f"update {manager().provider(step['stage']).distribution}"
         )
-    return made.build(f"{where}, {step['stage'].replace('.', ' ')}", step.get("options", {}))  # type: ignore[return-value]
+    return made.build(f"{where}, {step['stage'].replace('.', ' ')}", step.get("options", {}))
 
 
 def references(stage: Stage) -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -126,7 +126,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False)
 
     @classmethod
-    def build(cls, title: str, values: dict[str, Any]) -> Settings:
+    def build(cls, title: str, values: dict[str, Any]) -> Self:
         """Make one from plain values; a wrong one is a `KdError` that names the option, its bound and its help."""
         try:
             return cls(**values)
@@ -140,10 +140,12 @@ class Settings(BaseModel):
 
 def explain(settings: type[Settings], title: str, error: pydantic.ValidationError) -> KdError:
     """Say a validation error in the words of the `%kd` line."""
+    from kdkit.lines import option as spelled
+
     messages, hints = [], []
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else ""
-        option = "--" + name.replace("_", "-")
+        option = spelled(name)
         field = settings.model_fields.get(name)
         if field is None:
             messages.append(f"{title}: {problem['msg']}" if not name else f"{title} has no option {option}")

@@ -6,16 +6,16 @@ Loading it imports next to nothing; verbs, pydantic and torch come with the firs
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from kdkit.notebook.desk import Desk
     from kdkit.notebook.magics import KdMagics
     from kdkit.session import Session
 
-_loaded: WeakKeyDictionary[Any, KdMagics] = WeakKeyDictionary()
-_sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
+_loaded: dict[Any, KdMagics] = {}
+_desks: dict[Any, Desk] = {}
 
 
 def load(shell: InteractiveShell) -> None:
@@ -27,8 +27,8 @@ def load(shell: InteractiveShell) -> None:
         unload(shell)
     magics = _loaded[shell] = KdMagics(shell)
     shell.register_magics(magics)
-    shell.configurables.append(magics)
-    magics.matcher = matcher(magics)
+    shell.configurables.append(magics)  # type: ignore[arg-type]
+    magics.matcher = matcher(shell)
     shell.Completer.custom_matchers.append(magics.matcher)
 
 
@@ -44,11 +44,15 @@ def unload(shell: InteractiveShell) -> None:
     shell.Completer.custom_matchers[:] = [item for item in shell.Completer.custom_matchers if item is not magics.matcher]
 
 
+def desk(shell: InteractiveShell) -> Desk:
+    """What the lines of this shell work with; made at the first of them, and kept when the extension is reloaded."""
+    if shell not in _desks:
+        from kdkit.notebook.desk import Desk
+
+        _desks[shell] = Desk(shell)
+    return _desks[shell]
+
+
 def session(shell: InteractiveShell) -> Session | None:
     """The session that `%kd` works on in this shell, if there is one yet."""
-    return _sessions.get(shell)
-
-
-def begin(shell: InteractiveShell, session: Session) -> None:
-    """Make `%kd` work on this session from now on."""
-    _sessions[shell] = session
+    return _desks[shell].held if shell in _desks else None

@@ -1,0 +1,96 @@
+"""The doctor: what is installed, what the machine can do, what is broken, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+from typing import TYPE_CHECKING
+
+from kdkit.notebook.page import Page
+from kdkit.plugins import manager
+from kdkit.table import Table, volatile
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+
+def examine(shell: InteractiveShell) -> Page:
+    """The page of findings."""
+    versions = [
+        ["Python", volatile(platform.python_version()), ""],
+        *([name, volatile(_version(name)), "" if _version(name) else f"pip install {name}"] for name in distributions()),
+    ]
+    rows = [*_plugins(), _widgets(shell), _cancelling(shell), _int8(), _cuda()]
+    return Page(Table(["what", "found", "what to do"], rows), Table(["distribution", "version", "what to do"], versions))
+
+
+def distributions() -> list[str]:
+    """kdkit and what it stands on, by the names in its metadata.
+
+    >>> {"kdkit", "torch", "pluggy"} <= set(distributions())
+    True
+    """
+    needed = [line for line in importlib.metadata.requires("kdkit") or () if "extra ==" not in line]
+    return ["kdkit", *sorted({re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed})]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _plugins() -> list[list[str]]:
+    broken = [
+        [f"plugin {each.source}", f"{each.status}: {each.reason}", f"update or uninstall {each.distribution or each.name}; %kd plugins block {each.name} hides it"]
+        for each in manager().problems
+    ]
+    return broken or [["plugins", f"{sum(each.status == 'ok' for each in manager().plugins())} work", ""]]
+
+
+def _widgets(shell: InteractiveShell) -> list[str]:
+    if getattr(shell, "kernel", None) is None:
+        return ["widgets", "no kernel: a terminal or plain Python", "progress is a line of text"]
+    if importlib.util.find_spec("ipywidgets") is None:
+        return ["widgets", "ipywidgets is not installed", "pip install ipywidgets, then restart the kernel"]
+    return ["widgets", volatile(f"ipywidgets {_version('ipywidgets')}"), ""]
+
+
+def _cancelling(shell: InteractiveShell) -> list[str]:
+    if getattr(shell, "kernel", None) is None:
+        return ["stopping a stage", "Ctrl-C", ""]
+    version = tuple(int(part) for part in re.findall(r"\d+", _version("ipykernel"))[:2])
+    # comms are handled on a thread of their own in these alone; later ones route them back to the busy shell
+    if (7, 0) <= version < (7, 4):
+        return ["stopping a stage", volatile("the interrupt button; buttons of widgets work during a cell"), ""]
+    return ["stopping a stage", volatile("the interrupt button"), "buttons of widgets wait until the cell has ended"]
+
+
+def _int8() -> list[str]:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    fast = _has_vnni()
+    found = "unknown" if fast is None else "8-bit dot products (VNNI or the like)" if fast else "no 8-bit dot products"
+    return ["int8 on this CPU", volatile(f"{capability}: {found}"), volatile("" if fast else "int8 saves memory; expect less speed, and weights of reduced range")]
+
+
+def _has_vnni() -> bool | None:
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+    except OSError:
+        return None
+    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
+
+
+def _cuda() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return ["CUDA", volatile(f"{torch.cuda.get_device_name()}, torch for CUDA {torch.version.cuda}"), volatile("%kd set --backend cuda")]
+    reason = "torch was built without it" if torch.version.cuda is None else "no device, or no driver that fits"
+    return ["CUDA", volatile(f"not usable: {reason}"), ""]

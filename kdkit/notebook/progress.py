@@ -1,0 +1,125 @@
+"""Progress of a running stage: a bar with a label in a notebook, one line in a terminal, nothing where output is compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from kdkit.table import number
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from kdkit.context import Progress
+
+EVERY = 0.1
+"""Seconds between two updates of the display; more often is a burden to the browser."""
+
+
+@contextlib.contextmanager
+def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
+    """Show progress while the block runs; gives what is to be called with it, or None where nothing is shown."""
+    view = None if quiet or os.environ.get("KDKIT_STABLE") == "1" else _view(shell)
+    if view is None:
+        yield None
+        return
+    clock = Clock()
+
+    def observe(progress: Progress) -> None:
+        text = clock.tell(progress)
+        if text:
+            view.show(progress, text)
+
+    try:
+        yield observe
+    except BaseException as error:
+        view.end(f"stopped: {type(error).__name__}", failed=True)
+        raise
+    view.end("done", failed=False)
+
+
+def _view(shell: InteractiveShell) -> Bar | Line | None:
+    if getattr(shell, "kernel", None) is not None:
+        try:
+            return Bar()
+        except ImportError:
+            return None
+    return Line() if sys.stdout.isatty() else None
+
+
+class Clock:
+    """Turns progress into words, not more often than `EVERY`, and foretells when a stage ends."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._stage, self._began, self._told = now, "", 0.0, float("-inf")
+
+    def tell(self, progress: Progress) -> str:
+        """The line for one progress message; empty where it would come too soon after the last."""
+        now = self._now()
+        if progress.stage != self._stage or not progress.done:
+            self._stage, self._began, self._told = progress.stage, now, float("-inf")
+        if now - self._told < EVERY and progress.done < progress.total:
+            return ""
+        self._told = now
+        share = progress.done / progress.total if progress.total else 0
+        left = (now - self._began) * (1 - share) / share if share else None
+        figures = ", ".join(f"{name} {number(value)}" for name, value in progress.figures.items())
+        return " · ".join(
+            part for part in (progress.stage, progress.text, f"{progress.done:g} of {progress.total:g}", figures, f"{duration(left)} left" if left else "") if part
+        )
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it.
+
+    >>> [duration(value) for value in (3.2, 75, 3700)]
+    ['3 s', '1:15 min', '1:01 h']
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+class Bar:
+    """A bar and a label of ipywidgets, drawn at the first message; its text form never changes, so that notebooks compare."""
+
+    def __init__(self) -> None:
+        import ipywidgets
+
+        class Box(ipywidgets.HBox):
+            def __repr__(self) -> str:
+                return "kdkit progress"
+
+        self._bar = ipywidgets.FloatProgress(0, 0, 1, layout={"width": "16em"})
+        # the bar has no role for screen readers; the label says the same in words
+        self._label = ipywidgets.Label()
+        self._box: Any = Box([self._bar, self._label])
+        self._shown = False
+
+    def show(self, progress: Progress, text: str) -> None:
+        if not self._shown:
+            from IPython.display import display
+
+            display(self._box)
+            self._shown = True
+        self._bar.value, self._bar.max = min(progress.done, progress.total), progress.total or 1
+        self._label.value = text
+
+    def end(self, text: str, failed: bool) -> None:
+        self._bar.bar_style = "danger" if failed else "success"
+        self._label.value = f"{self._label.value.partition(' · ')[0]} · {text}"
+
+
+class Line:
+    """One line of a terminal, written over and over, and wiped at the end."""
+
+    def show(self, progress: Progress, text: str) -> None:
+        print(f"\r\x1b[2K{text}", end="", flush=True)
+
+    def end(self, text: str, failed: bool) -> None:
+        print("\r\x1b[2K", end="", flush=True)
