@@ -6,7 +6,6 @@ cancelled or interrupted leaves the session as it was.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from kdkit.plugins import manager
 from kdkit.seeding import seeded
 from kdkit.stage import Stage
 from kdkit.status import Status
+from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
 
 if TYPE_CHECKING:
@@ -196,7 +196,10 @@ class Session:
         """
         pipeline, label = Pipeline.of(stages), checked(label) if label else ""
         seed = next(value for value in (seed, pipeline.seed, self.settings["seed"]) if value is not None)
-        with self._alone():
+        if self._running.locked():
+            raise KdError("a stage is running in this session", "wait for it, or cancel it first")
+        with self._running:
+            self._cancelled.clear()
             version = self.version(on)
             done: list[Version] = []
             for group, last in _groups(self._planned(pipeline, version)):
@@ -221,16 +224,6 @@ class Session:
     def cancel(self) -> None:
         """Ask the stage that is running to stop; it leaves the session as it was."""
         self._cancelled.set()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._running.acquire(blocking=False):
-            raise KdError("a stage is running in this session", "wait for it, or cancel it first")
-        try:
-            self._cancelled.clear()
-            yield
-        finally:
-            self._running.release()
 
     def _planned(self, pipeline: Pipeline, start: Version) -> list[Planned]:
         if not pipeline.stages:
@@ -368,8 +361,11 @@ class Session:
         Raises:
             KdError: the folder is damaged, newer, holds a pickle, or does not fit the skeleton.
         """
-        model, facts = store.load(path, skeleton)
+        model, facts = store.load(path, self._skeleton(path) if skeleton is None else skeleton)
         return self._adopt(model.eval(), str(facts.get("label") or ""), f"load {path}", facts)
+
+    def _skeleton(self, path: str | Path) -> nn.Module | None:
+        return self.original if store.read(path)["skeleton"].get("class") == path_of(type(self.original)) else None
 
     @classmethod
     def open(cls, path: str | Path, skeleton: Any = None, **given: Any) -> Session:

@@ -1,0 +1,117 @@
+"""Ctrl-C at a hundred random moments of run, save and load: session and files are whole every time."""
+
+import contextlib
+import random
+import signal
+import threading
+import time
+from typing import ClassVar
+
+import pytest
+import torch
+
+from kdkit import Session, Stage
+from tests import zoo
+
+pytestmark = [
+    pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="interrupts reach the main thread alone"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # an interrupt inside a finalizer goes no further
+]
+QUICK = ("quality", "parameters", "size")
+POINTS = 150
+"""Moments, spread over one and a half times what the action takes: a hundred of them fall inside it."""
+
+
+class Slice(Stage):
+    """Take away hidden units, bit by bit."""
+
+    id: ClassVar = "prune.test-slice"
+
+    def apply(self, model, context):
+        for step in range(4):
+            context.progress(step, 4)
+            keep = model.first.out_features - 1
+            model.first.weight = torch.nn.Parameter(model.first.weight.detach()[:keep])
+            model.first.bias = torch.nn.Parameter(model.first.bias.detach()[:keep])
+            model.second.weight = torch.nn.Parameter(model.second.weight.detach()[:, :keep])
+            model.first.out_features = model.second.in_features = keep
+
+
+@pytest.fixture
+def session(offered):
+    offered(Slice)
+    batch = zoo.batch("mlp")
+    return Session(zoo.mlp(), eval=(batch.args[0], batch.labels), measures=QUICK)
+
+
+def interrupted(action, seconds):
+    """Do it, with a KeyboardInterrupt after so many seconds, as the kernel's interrupt brings it."""
+    armed = [True]
+
+    def interrupt(*_):
+        if armed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+            action()
+        finally:
+            armed.clear()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def duration(action):
+    action()
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def moments(action):
+    rng, whole = random.Random(0), duration(action)
+    return [rng.uniform(0, 1.5 * whole) for _ in range(POINTS)]
+
+
+def output(version):
+    return version.model(zoo.batch("mlp").args[0])
+
+
+def test_run(session):
+    base, head = output(session["@base"]), session.run("prune test-slice", label="slim")
+    expected, happened = output(head), set()
+    for moment in moments(lambda: session.run("prune test-slice", on="@base")):
+        before = session.history
+        interrupted(lambda: session.run("prune test-slice", on="@base"), moment)
+        grown = len(session.versions) - len(before.versions)
+        happened.add(grown)
+        assert (grown == 0 and session.history is before) or (grown == 1 and torch.equal(output(session.head), expected))
+        assert torch.equal(output(session["@base"]), base)
+        assert torch.equal(output(session["@slim"]), expected)
+    assert happened == {0, 1}, "every interrupt, or none, came too late"
+    assert torch.equal(output(session.run("prune test-slice", on="@base")), expected)
+
+
+def test_save(session, tmp_path):
+    session.run("prune test-slice", label="slim")
+    folder, labels = tmp_path / "saved", ("@base", "@slim")
+    held = {name.removeprefix("@"): output(session[name]) for name in labels}
+    session.save(folder, "@base")
+    for index, moment in enumerate(moments(lambda: session.save(tmp_path / "other", "@slim"))):
+        interrupted(lambda label=labels[index % 2]: session.save(folder, label), moment)
+        again = Session.open(folder, skeleton=zoo.mlp(), measures=())
+        assert torch.equal(output(again.head), held[again.head.label])
+
+
+def test_load(session, tmp_path):
+    session.run("prune test-slice", label="slim")
+    folder, expected = tmp_path / "saved", output(session.head)
+    session.save(folder, "@slim")
+    for moment in moments(lambda: session.load(folder, skeleton=zoo.mlp())):
+        before = session.history
+        interrupted(lambda: session.load(folder, skeleton=zoo.mlp()), moment)
+        assert session.history is before or len(session.versions) == len(before.versions) + 1
+        assert torch.equal(output(session.head), expected)
+        assert torch.equal(output(Session.open(folder, skeleton=zoo.mlp(), measures=()).head), expected)
