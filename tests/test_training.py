@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdkit.context import Context
-from kdkit.data import Batch, Data, Items, Rows, adopt_data
+from kdkit.data import Batch, Data, Items, adopt_data
+from kdkit.data.sets import Rows
 from kdkit.errors import Cancelled, KdError
 from kdkit.stage import TrainStage
 from kdkit.tasks import CausalLM, Classification, Regression, Task

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.tasks import Task, wide
+from kdkit.tasks import Task
+from kdkit.tasks.contract import wide
 from kdkit.training.part import Step, Term, TrainPart
 from kdkit.training.record import Record
 

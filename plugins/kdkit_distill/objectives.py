@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdkit.tasks import wide
+from kdkit.tasks.contract import wide
 
 
 def soft_labels(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
