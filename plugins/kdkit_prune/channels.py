@@ -7,7 +7,7 @@ of the blocks in transformers (`transformers`); every cut is first tried on a co
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from math import ceil
 from typing import ClassVar, Literal
@@ -68,7 +68,7 @@ class Channels(Stage):
         from kdkit_prune.groups import cut
         from kdkit_prune.transformers import write_config
 
-        batch = context.example.to(next((weight.device for weight in model.parameters()), torch.device("cpu")))
+        batch = context.example[:2].to(next((weight.device for weight in model.parameters()), torch.device("cpu")))
         found = self._sound(model, batch, context)
         scores = self._scores(model, found, context)
         plan = self._plan(model, batch, found, scores, context)
@@ -94,7 +94,7 @@ class Channels(Stage):
             asked = " and ".join(self.what) or "nothing"
             raise KdError(f"prune channels: {type(model).__name__} has no transformer blocks that kdkit knows, and --what asks for {asked} only", "--what channels")
         named = self._named(model, found)
-        tried = trial.sound(model, batch[:2], named, tick=lambda: context.progress(0, 3, "trying cuts on a copy"))
+        tried = trial.sound(model, batch, named, tick=lambda: context.progress(0, 3, "trying cuts on a copy"))
         if not tried.groups:
             raise _nothing(model, tried)
         return tried
@@ -168,12 +168,12 @@ class Channels(Stage):
             _sizes(found.groups),
         )
 
-    def _to_macs(self, model: nn.Module, batch: Batch, found: Anatomy, at, candidates: Sequence[float], context: Context) -> Plan:  # type: ignore[no-untyped-def]
+    def _to_macs(self, model: nn.Module, batch: Batch, found: Anatomy, at: Callable[[float], Plan], candidates: Sequence[float], context: Context) -> Plan:
         from kdkit.counting import count_macs
         from kdkit_prune.groups import cut
         from kdkit_prune.selection import smallest
 
-        whole = count_macs(model, batch)
+        whole, target = count_macs(model, batch), self.macs or 1.0
 
         def share(ratio: float) -> float:
             context.progress(2, 3, f"counting at ratio {ratio:.3f}")
@@ -182,12 +182,11 @@ class Channels(Stage):
             found.settle(twin)
             return count_macs(twin, batch) / whole
 
-        assert self.macs is not None
-        ratio = smallest(candidates, lambda ratio: share(ratio) <= self.macs)
+        ratio = smallest(candidates, lambda ratio: share(ratio) <= target)
         if ratio is None:
             most = share(candidates[-1]) if candidates else 1.0
-            raise KdError(f"prune channels: --macs {self.macs:g} can't be met; all that can be removed leaves {most:.3f} of the MACs", *_reasons(found)[:3])
-        context.note(f"MACs: {share(ratio):.3f} of before, at ratio {ratio:.4f} (--macs {self.macs:g})")
+            raise KdError(f"prune channels: --macs {target:g} can't be met; all that can be removed leaves {most:.3f} of the MACs", *_reasons(found)[:3])
+        context.note(f"MACs: {share(ratio):.3f} of before, at ratio {ratio:.4f} (--macs {target:g})")
         return at(ratio)
 
     def _report(self, found: Anatomy, plan: Plan, context: Context) -> None:

@@ -49,17 +49,16 @@ def _traced(model: nn.Module, batch: Batch) -> list[Any]:
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(
-                model, batch, forward_fn=lambda net, inputs: inputs.call(net), output_transform=_first_tensor, ignored_params=recurrent, verbose=False
+                model, batch, forward_fn=lambda net, inputs: inputs.call(net), output_transform=_outputs, ignored_params=recurrent, verbose=False
             )
             return list(graph.get_all_groups())
         except Exception as error:  # it may fail in any way on a model it was not made for
-            raise KdError(
-                f"prune channels: torch-pruning can't follow {type(model).__name__}: {type(error).__name__}: {error}", "prune weights instead: %kd list prune"
-            ) from error
+            message = f"prune channels: torch-pruning can't follow {type(model).__name__}: {type(error).__name__}: {error}"
+            raise KdError(message, "weights can be pruned without tracing: %kd list prune") from error
 
 
-def _first_tensor(output: Any) -> Any:
-    """The model's output as torch-pruning flattens it: a plain list of tensors that hang on the graph."""
+def _outputs(output: Any) -> Any:
+    """The tensors of a model's output that hang on the graph."""
     flat = torch.utils._pytree.tree_leaves(dict(output) if isinstance(output, dict) else output)
     return [item for item in flat if isinstance(item, Tensor) and item.grad_fn is not None]
 

@@ -157,7 +157,7 @@ def part(model: nn.Module, module: str, side: Side, owner: Tensor) -> Part:
 def makes_units(module: nn.Module) -> bool:
     """Whether its outputs are new units, not its inputs rescaled."""
     depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels == module.out_channels > 1
-    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding) and not depthwise or is_conv1d(module)
+    return (isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding) and not depthwise) or is_conv1d(module)
 
 
 def tensors_of(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int, Tensor]]:

@@ -99,7 +99,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     weights = list({id(tensor): tensor for group in groups for tensor, _, _ in tensors_of(model, group) if isinstance(tensor, nn.Parameter)}.values())
     scores, count = [torch.zeros(group.units) for group in groups], 0
     for batch in batches:
-        loss = _mean_loss(task, batch.call(model), batch)
+        loss = task.losses(batch.call(model), batch).sum() / max(task.count(batch), 1)
         if not bool(loss.isfinite()):
             raise KdError(f"prune channels: the loss of batch {count} is {float(loss)}", "Taylor importance needs finite losses on the data")
         slopes = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -110,8 +110,3 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     if not count:
         raise KdError("prune channels: Taylor importance had no batch to look at", "%kd set --train {loader}")
     return [score / count for score in scores]
-
-
-def _mean_loss(task: Task, output: object, batch: Batch) -> Tensor:
-    losses, mask = task.losses(output, batch), task.mask(batch)
-    return losses.mean() if mask is None or mask.shape != losses.shape else losses[mask].mean()

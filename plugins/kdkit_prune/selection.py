@@ -72,9 +72,9 @@ def _global(groups: Sequence[Group], ladders: Sequence[list[tuple[float, list[in
     for kind in {group.kind for group in groups}:
         members = [index for index, group in enumerate(groups) if group.kind == kind]
         left = floor(sum(groups[index].steps for index in members) * ratio + 1e-9)
-        for _, index in sorted((score, index) for index in members for score, _ in ladders[index]):
-            if left and asked[index] < most[index]:
-                asked[index] += 1
+        for _, place in sorted((score, index) for index in members for score, _ in ladders[index]):
+            if left and asked[place] < most[place]:
+                asked[place] += 1
                 left -= 1
     return asked
 

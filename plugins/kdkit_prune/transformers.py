@@ -64,7 +64,7 @@ FEEDFORWARD = (
     Layout(("dense_h_to_4h",), "dense_4h_to_h"),  # GPT-NeoX, BLOOM
 )
 
-HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
+HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 HEADS = ("num_attention_heads", "num_heads", "n_heads")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 INNER_WIDTH = ("all_head_size", "split_size", "inner_dim", "attn_dim")
@@ -232,7 +232,8 @@ def _hidden_group(model: nn.Module, batch: Batch, attention: Sequence[Block], fe
     units = torch.arange(width)
     readers = {name for block in (*attention, *feedforward) for name in block.into}
     writers = {block.out for block in (*attention, *feedforward)}
-    parts, begun, left = [], False, False
+    parts: list[Part] = []
+    begun = left = False
     for name, module in _in_order(model, batch):
         if name in readers:
             parts, begun = [*parts, part(model, name, "in", units)], True
@@ -240,7 +241,7 @@ def _hidden_group(model: nn.Module, batch: Batch, attention: Sequence[Block], fe
             parts.append(part(model, name, "out", units))
         elif left:
             continue
-        elif normalizes_across(module) and module.weight.numel() == width:  # type: ignore[operator, union-attr]
+        elif normalizes_across(module) and module.weight.numel() == width:  # type: ignore[operator]
             parts.append(part(model, name, "out", units))
         elif begun and _is_linear(module) and _in_width(model, name) == width:
             parts, left = [*parts, part(model, name, "in", units)], True

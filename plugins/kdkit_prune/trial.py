@@ -19,15 +19,9 @@ from kdkit.models import evaluating
 from kdkit_prune.groups import Anatomy, Axis, Group, Left, cut, lost, normalizes_across, silence
 
 INNER_OUTPUTS = (
-    "past_key_values",
-    "hidden_states",
-    "attentions",
-    "encoder_last_hidden_state",
-    "encoder_hidden_states",
-    "decoder_hidden_states",
-    "cross_attentions",
-    "mems",
-)
+    "past_key_values", "hidden_states", "attentions", "cross_attentions", "mems",
+    "encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions", "decoder_hidden_states", "decoder_attentions",
+)  # fmt: skip
 """What transformers hand out beside their output; its shapes follow from the structure."""
 
 
@@ -115,10 +109,9 @@ def _narrow_norms(large: nn.Module, small: nn.Module, groups: Sequence[Group], g
             places[place] = places.get(place, torch.zeros_like(going)) | going
     for (name, _), going in places.items():
         norm = large.get_submodule(name)
-        if isinstance(norm, nn.GroupNorm):
-            norm.forward = _on_kept(small.get_submodule(name), ~going, 1)  # type: ignore[method-assign]
-        elif normalizes_across(norm):
-            norm.forward = _on_kept(small.get_submodule(name), ~going, -1)  # type: ignore[method-assign]
+        if isinstance(norm, nn.GroupNorm) or normalizes_across(norm):
+            dim = 1 if isinstance(norm, nn.GroupNorm) else -1
+            setattr(norm, "forward", _on_kept(small.get_submodule(name), ~going, dim))  # noqa: B010 - mypy takes an assignment for a mistake
 
 
 def _on_kept(narrow: nn.Module, keep: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
