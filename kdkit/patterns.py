@@ -69,7 +69,7 @@ def _lineage(name: str) -> Iterator[str]:
 
 def _nothing(pattern: str, hits: set[str], places: dict[str, nn.Module], kinds: type | tuple[type, ...] | None) -> KdError:
     sought = [name for name, module in places.items() if kinds is None or isinstance(module, kinds)]
-    words = [name for name in sought if name] + list(dict.fromkeys(part for name in sought for part in name.split(".") if not part.isdigit() and part))
+    words = {name: None for name in sought if name} | {part: None for name in sought for part in name.split(".") if part and not part.isdigit()}
     kind = "module" if kinds is None else " or ".join(each.__name__ for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
     if hits:
         found = sorted({type(module).__name__ for name, module in places.items() if name in hits})

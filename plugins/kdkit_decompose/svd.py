@@ -1,0 +1,182 @@
+"""SVD: a linear layer as two thinner ones."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
+
+import pydantic
+import torch
+from torch import nn
+
+from kdkit.context import Context
+from kdkit.errors import KdError
+from kdkit.patterns import match
+from kdkit.stage import Forecast, Needs, Stage, Trait, param
+from kdkit.usage import Usage, usage
+from kdkit_decompose.factors import Linear, Moment, decompose, product, singular_values, watch_inputs
+from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
+
+
+class Chosen(NamedTuple):
+    """A layer and the rank it gets."""
+
+    layer: Linear
+    shape: tuple[int, int]
+    rank: int
+
+
+class Svd(Stage):
+    """Replace linear layers by products of two thinner ones, by truncated singular value decomposition.
+
+    W (out, in) becomes U·V of rank r, a plain Sequential(Linear(in, r), Linear(r, out)): r·(out + in) parameters and MACs.
+    The rank comes from one of `ratio`, `energy`, `budget` and `rank`. `aware` weighs errors by the inputs that the layer
+    really gets (Wang et al., "SVD-LLM", 2024). Train afterwards: `distill soft` or `tune finetune`.
+
+    Left alone, and named in the notes: layers where the product would cost parameters, tied ones, and those whose weight
+    is read past their forward.
+    """
+
+    id: ClassVar = "decompose.svd"
+    needs: ClassVar = Needs(example=True)
+    requires: ClassVar = {Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE}
+    forbids: ClassVar = {Trait.MASKS_PENDING, Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT}
+
+    ratio: float | None = param(None, "share of each layer's parameters to keep; 0.5 when nothing else chooses the ranks", gt=0, lt=1, search=(0.2, 0.8))
+    energy: float | None = param(None, "share of each layer's squared singular values to keep", gt=0, le=1, search=(0.5, 0.99))
+    budget: float | None = param(None, "share of all these layers' parameters to keep, given where it brings most", gt=0, lt=1, search=(0.2, 0.8))
+    rank: int | None = param(None, "the rank of every layer", ge=1)
+    aware: bool = param(False, "keep what the layers give out on calibration data, not their weights: far better, above all without training after")
+    batches: int = param(16, "calibration batches to look at, with --aware", ge=1)
+    layers: tuple[str, ...] = param((), "layers to decompose; all linear ones when not said", refers="layers")
+    skip: tuple[str, ...] = param((), "layers to leave alone", refers="layers")
+    round_to: int = param(1, "ranks are multiples of it, such as 8 for fast kernels", ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _one_way(self) -> Svd:
+        said = [f"--{name}" for name in ("ratio", "energy", "budget", "rank") if getattr(self, name) is not None]
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(said)} each choose the ranks; give one of them")
+        return self
+
+    def needed(self) -> Needs:
+        return self.needs | Needs(calibration=self.aware)
+
+    def check(self, model: nn.Module, context: Context) -> Iterable[str]:
+        self._selected(model)
+        return ()
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        layers = self._replaceable(model, context)
+        moments = watch_inputs(model, layers, context.calibration(self.batches)) if self.aware else {}
+        for name in [name for name, moment in moments.items() if not moment.rows]:
+            context.note(f"{name}: no calibration batch reached it, so its weight alone counts")
+            del moments[name]
+        chosen = self._choose(layers, moments, context)
+        made = {}
+        for done, (name, (layer, _, rank)) in enumerate(chosen.items()):
+            context.progress(done, len(chosen), name)
+            made[layer] = decompose(layer, rank, moments.get(name))
+        _tell(chosen, context)
+        return _put(model, made)
+
+    def forecast(self, model: nn.Module, context: Context) -> Forecast:
+        """The structure; where `aware` and `energy` or `budget` meet it is that of the ranks without data."""
+        chosen = self._choose(self._replaceable(model, context), {}, context)
+        return Forecast(_put(model, {layer: product(layer, rank) for layer, _, rank in chosen.values()}))
+
+    def _selected(self, model: nn.Module) -> dict[str, Linear]:
+        kinds = _linear_kinds()
+        spared = match(model, self.skip, kinds)
+        return {name: layer for name, layer in match(model, self.layers or ["*"], kinds).items() if name not in spared}
+
+    def _replaceable(self, model: nn.Module, context: Context) -> dict[str, Linear]:
+        """The selected layers in whose place another module can stand; the others are named in a note."""
+        layers = self._selected(model)
+        seen = usage(model, context.example, layers)
+        reasons = {name: _obstacle(layer, seen[name]) for name, layer in layers.items()}
+        for name, reason in reasons.items():
+            if reason:
+                context.note(f"skipped {name}: {reason}")
+        kept = {name: layer for name, layer in layers.items() if not reasons[name]}
+        if not kept:
+            raise KdError("decompose svd: none of the layers can be decomposed", *(f"{name}: {reason}" for name, reason in reasons.items()))
+        return kept
+
+    def _choose(self, layers: dict[str, Linear], moments: dict[str, Moment], context: Context) -> dict[str, Chosen]:
+        """A rank for each layer where a product saves parameters; the others are named in a note."""
+        shapes = {name: _shape(layer) for name, layer in layers.items()}
+        ranks = self._ranks(layers, shapes, moments, context)
+        dear = {name: rank for name, rank in ranks.items() if rank >= break_even(shapes[name])}
+        reasons = [f"skipped {name}: rank {rank} would cost parameters, only ranks below {break_even(shapes[name])} save any" for name, rank in dear.items()]
+        for reason in reasons:
+            context.note(reason)
+        if len(dear) == len(ranks):
+            raise KdError("decompose svd would save no parameter in any layer", "keep less: a smaller --ratio, --energy, --budget, --rank or --round-to", *reasons[:8])
+        return {name: Chosen(layers[name], shapes[name], rank) for name, rank in ranks.items() if name not in dear}
+
+    def _ranks(self, layers: dict[str, Linear], shapes: dict[str, tuple[int, int]], moments: dict[str, Moment], context: Context) -> dict[str, int]:
+        if self.rank is not None:
+            return dict.fromkeys(layers, -(-self.rank // self.round_to) * self.round_to)
+        if self.energy is None and self.budget is None:
+            return {name: by_ratio(shape, self.ratio or 0.5, self.round_to) for name, shape in shapes.items()}
+        values = {}
+        for done, (name, layer) in enumerate(layers.items()):
+            context.progress(done, len(layers), f"singular values of {name}")
+            values[name] = singular_values(layer, moments.get(name))
+        if self.energy is not None:
+            return {name: by_energy(values[name], self.energy, self.round_to) for name in layers}
+        ranks = by_budget(shapes, values, self.budget or 0.0, self.round_to)
+        if not all(ranks.values()):
+            least = sum(min(price(shape, self.round_to), math.prod(shape)) for shape in shapes.values()) / sum(map(math.prod, shapes.values()))
+            raise KdError(
+                f"decompose svd: --budget {self.budget} is too small for rank {self.round_to} in every layer",
+                f"the least is --budget {math.ceil(least * 1000) / 1000}",
+                "or choose fewer --layers",
+            )
+        return ranks
+
+
+def _linear_kinds() -> tuple[Any, ...]:
+    """nn.Linear, and HF's Conv1D where its module is loaded: no model can hold one otherwise."""
+    transformers = sys.modules.get("transformers.pytorch_utils")
+    return (nn.Linear, transformers.Conv1D) if transformers else (nn.Linear,)
+
+
+def _obstacle(layer: Linear, use: Usage) -> str:
+    """Why nothing can stand in the layer's place, or an empty string."""
+    if type(layer).forward not in [kind.forward for kind in _linear_kinds()] or "forward" in vars(layer):
+        return f"{type(layer).__name__} has a forward of its own"
+    if "weight" not in layer._parameters:
+        return "its weight is computed from other tensors"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "hooks hang on it"
+    if use.read_by:
+        return f"{' and '.join(sorted(use.read_by))} reads its weight itself"
+    if use.tied_to:
+        return f"its weight is tied to {', '.join(use.tied_to)}"
+    return "" if torch.isfinite(layer.weight).all() else "its weight has values that are not finite"
+
+
+def _shape(layer: Linear) -> tuple[int, int]:
+    """(out, in)."""
+    first, second = layer.weight.shape
+    return (first, second) if isinstance(layer, nn.Linear) else (second, first)
+
+
+def _put(model: nn.Module, made: dict[nn.Module, nn.Sequential]) -> nn.Module:
+    """The model with every layer of `made` replaced, wherever it stands."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in made:
+                parent._modules[name] = made[child]
+    return made.get(model, model)
+
+
+def _tell(chosen: dict[str, Chosen], context: Context) -> None:
+    ranks = [each.rank for each in chosen.values()]
+    before, after = sum(math.prod(each.shape) for each in chosen.values()), sum(price(each.shape, each.rank) for each in chosen.values())
+    span = f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
+    context.note(f"{len(chosen)} {'layers' if len(chosen) > 1 else 'layer'} decomposed, {span}: {after:,} of {before:,} weights kept ({after / before:.0%})")
