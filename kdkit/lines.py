@@ -7,6 +7,7 @@ instance back into words. A line written is read back as the same instance, what
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 import shlex
 import types
@@ -321,11 +322,11 @@ class _Line:
             if this.base is bool or this.optional or this.many:
                 return self.names[positive], True
             raise KdError(f"{self.title}: {positive} can't be turned off", self.help(positive))
-        near = did_you_mean(flag, self.names)
-        # teacher2 is another teacher, trian is a slip
-        if self.others and flag[2:].replace("-", "_").isidentifier() and (not near or any(flag.startswith(known) for known in self.names)):
+        # --teacher2 is another teacher, --trian is a slip
+        slip = difflib.get_close_matches(flag, self.names, n=1, cutoff=0.8) and not any(flag.startswith(known) for known in self.names)
+        if self.others and flag[2:].replace("-", "_").isidentifier() and not slip:
             return "", False
-        raise KdError(f"{self.title} has no option {flag}", near, self.listing)
+        raise KdError(f"{self.title} has no option {flag}", did_you_mean(flag, self.names), self.listing)
 
     def taken(self, flag: str, rest: list[Any], many: bool = False) -> list[Any]:
         """The words after an option that are its value, taken from `rest`."""
