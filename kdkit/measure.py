@@ -432,8 +432,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """As `timeit` does: garbage is collected before the calls and not among them."""
-    gc.collect()
+    """As `timeit` does: no garbage is collected among the calls."""
     enabled = gc.isenabled()
     gc.disable()
     try:
