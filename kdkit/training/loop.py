@@ -305,7 +305,7 @@ class _Loop:
 def _training_data(stages: Sequence[TrainStage], context: Context) -> Data:
     data = context.data(stages[0].data)
     for stage in stages:
-        if stage.needed().labels and not data.labelled:
+        if stage.needed().labels and context.task.needs_labels and not data.labelled:
             raise KdError(
                 f"{stage.title} needs labels, and {stages[0].data} has none", "pass pairs of inputs and labels", "or learn from a teacher alone: distill soft --no-labels"
             )

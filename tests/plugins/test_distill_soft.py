@@ -1,0 +1,431 @@
+"""distill soft: the objective against its formula, the teacher untouched, labels or none."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kdkit_distill.objectives import soft_labels
+from kdkit_distill.soft import Soft
+from kdkit_tune.finetune import Finetune
+from torch import Tensor, nn
+
+from kdkit.context import Context
+from kdkit.data import Batch, Data, adopt_data
+from kdkit.errors import Cancelled, KdError
+from kdkit.stage import Needs
+from kdkit.tasks import CausalLM, Classification, Embedding, Regression, Task
+from kdkit.training import fit
+
+
+def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def written_out(student: Tensor, teacher: Tensor, temperature: float) -> list[float]:
+    """The formula as it stands in the paper, a number at a time."""
+    found = []
+    for z_s, z_t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q = [math.exp(z / temperature) for z in z_s]
+        p = [math.exp(z / temperature) for z in z_t]
+        q, p = [each / sum(q) for each in q], [each / sum(p) for each in p]
+        found.append(temperature**2 * sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
+    return found
+
+
+# The objective -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_it_is_the_formula_written_out(temperature: float) -> None:
+    student, teacher = logits(7, 5), logits(7, 5, seed=1)
+    assert soft_labels(student, teacher, temperature).tolist() == pytest.approx(written_out(student, teacher, temperature), rel=1e-6)
+
+
+def test_its_mean_is_temperature_squared_times_torchs_batchmean() -> None:
+    student, teacher = logits(7, 5), logits(7, 5, seed=1)
+    reference = 9 * nn.functional.kl_div((student / 3).log_softmax(-1), (teacher / 3).softmax(-1), reduction="batchmean")
+    assert soft_labels(student, teacher, 3.0).mean().item() == pytest.approx(reference.item(), rel=1e-12)
+
+
+def test_classes_are_the_last_dimension_also_with_tokens() -> None:
+    student, teacher = logits(2, 3, 5), logits(2, 3, 5, seed=1)
+    assert torch.equal(soft_labels(student, teacher, 2.0).flatten(), soft_labels(student.flatten(0, 1), teacher.flatten(0, 1), 2.0))
+
+
+def test_at_great_temperature_it_is_half_the_squared_distance_of_centred_logits_a_class() -> None:
+    student, teacher = logits(4, 6), logits(4, 6, seed=1)
+    centred = [each - each.mean(-1, keepdim=True) for each in (student, teacher)]
+    limit = (centred[0] - centred[1]).square().mean(-1) / 2
+    assert torch.allclose(soft_labels(student, teacher, 1e4), limit, rtol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_its_gradient_is_temperature_times_the_difference_of_the_shares(temperature: float) -> None:
+    student, teacher = logits(4, 6).requires_grad_(), logits(4, 6, seed=1)
+    soft_labels(student, teacher, temperature).sum().backward()
+    expected = temperature * ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1))
+    assert torch.allclose(student.grad, expected.detach(), atol=1e-12)
+
+
+def test_identical_models_give_zero_loss_and_zero_gradient() -> None:
+    student = logits(4, 6).requires_grad_()
+    loss = soft_labels(student, student.detach().clone(), 4.0)
+    loss.sum().backward()
+    assert torch.equal(loss, torch.zeros_like(loss))
+    assert student.grad.abs().max() < 1e-12
+
+
+@given(st.integers(0, 1000), st.floats(0.3, 10), st.floats(-50, 50))
+@settings(max_examples=40, deadline=None)
+def test_it_is_never_negative_and_a_shift_of_all_logits_changes_nothing(seed: int, temperature: float, shift: float) -> None:
+    student, teacher = logits(3, 5, seed=seed), logits(3, 5, seed=seed + 1)
+    plain = soft_labels(student, teacher, temperature)
+    assert (plain >= -1e-12).all()
+    assert torch.allclose(plain, soft_labels(student + shift, teacher, temperature), atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_extreme_logits_give_finite_losses_and_gradients(dtype: torch.dtype) -> None:
+    student = torch.tensor([[6e4, -6e4, 0.0], [0.0, 0.0, 6e4]]).to(dtype).requires_grad_()
+    teacher = torch.tensor([[-6e4, 6e4, 0.0], [0.0, 0.0, 6e4]]).to(dtype)
+    loss = soft_labels(student, teacher, 1.0)
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(student.grad).all()
+
+
+def test_classes_that_both_rule_out_cost_nothing() -> None:
+    out = torch.tensor([0.0, 0.0, -math.inf], dtype=torch.float64)
+    student = (logits(2, 3) + out).requires_grad_()
+    teacher = logits(2, 3, seed=1) + out
+    loss = soft_labels(student, teacher, 2.0)
+    loss.sum().backward()
+    assert torch.allclose(loss, soft_labels(student[:, :2], teacher[:, :2], 2.0))
+    assert torch.isfinite(student.grad).all()
+
+
+# The stage -----------------------------------------------------------------------------------------------------------
+
+
+def net(seed: int, classes: int = 3, width: int = 16, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes))
+
+
+def points(items: int = 64) -> tuple[Tensor, Tensor]:
+    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(1))
+    return x, x[:, :3].argmax(1)
+
+
+def context(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None, **objects: Any) -> Context:
+    train = adopt_data(points() if data is None else data, 16)
+    return Context(task or Classification(), objects={"train": train, "teacher": teacher, **objects}, original=net(50))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
+
+
+def fingerprint(model: nn.Module) -> tuple:
+    state = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())).hexdigest()
+    return state, [module.training for module in model.modules()], [weight.requires_grad for weight in model.parameters()], [weight.grad for weight in model.parameters()]
+
+
+def first_loss(stage: Soft, model: nn.Module, run: Context) -> dict[str, float]:
+    seen: list = []
+    run.observe = seen.append
+    fit(model, [stage], run)
+    return dict(seen[0].figures)
+
+
+def test_the_loss_is_labels_and_teacher_in_the_shares_of_alpha() -> None:
+    student, teacher = net(0), net(1).eval()
+    x, y = points()
+    run = context((x, y), teacher)
+    answers = copy.deepcopy(student).train()(x)
+    label, soft = nn.functional.cross_entropy(answers, y).item(), soft_labels(answers, teacher(x), 2.0).mean().item()
+    found = first_loss(Soft(alpha=0.7, temperature=2.0, steps=1, batch_size=64), student, run)
+    assert found["label"] == pytest.approx(label, rel=1e-5)
+    assert found["soft"] == pytest.approx(soft, rel=1e-5)
+    assert found["loss"] == pytest.approx(0.3 * label + 0.7 * soft, rel=1e-5)
+
+
+def test_without_labels_they_are_neither_asked_for_nor_used() -> None:
+    x, y = points()
+    plain, ignoring = net(0), net(0)
+    fit(plain, [Soft(labels=False, epochs=2)], context(x, net(1)))
+    fit(ignoring, [Soft(labels=False, epochs=2)], context((x, torch.zeros_like(y)), net(1)))
+    assert torch.equal(weights(plain), weights(ignoring))
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({}, True), ({"alpha": 1.0}, False), ({"labels": False}, False), ({"alpha": 0.0}, True)])
+def test_labels_are_needed_exactly_where_they_have_a_share(options: dict[str, Any], wanted: bool) -> None:
+    assert Soft(**options).needed() == Needs(train=True, teacher=True, labels=wanted)
+
+
+def test_missing_labels_are_refused_with_the_way_out() -> None:
+    with pytest.raises(KdError, match="distill soft needs labels") as caught:
+        fit(net(0), [Soft()], context(points()[0], net(1)))
+    assert "--no-labels" in str(caught.value)
+
+
+def test_the_student_comes_to_agree_with_the_teacher() -> None:
+    student, teacher, x = net(0), net(1).eval(), points(256)[0]
+    before = (student.eval()(x).argmax(1) == teacher(x).argmax(1)).float().mean()
+    fit(student, [Soft(labels=False, epochs=20, learning_rate=0.02)], context(x, teacher))
+    after = (student(x).argmax(1) == teacher(x).argmax(1)).float().mean()
+    assert before < 0.8
+    assert after > 0.9
+
+
+def test_its_line_says_what_differs_from_the_defaults() -> None:
+    stage = Soft(labels=False, temperature=2.0, student="small")
+    assert set(stage.line().split(" --")) == {"distill soft", "no-labels", "temperature 2.0", "student small"}
+
+
+# Teacher and student -------------------------------------------------------------------------------------------------
+
+
+def training_teacher() -> nn.Module:
+    teacher = net(1, dropout=0.5).train()
+    teacher[1].eval()
+    teacher[0].weight.requires_grad_(False)
+    return teacher
+
+
+def test_the_teacher_is_as_before_to_the_bit() -> None:
+    teacher = training_teacher()
+    before = fingerprint(teacher)
+    fit(net(0), [Soft(epochs=2)], context(teacher=teacher))
+    assert fingerprint(teacher) == before
+
+
+class Interrupted:
+    """Raises KeyboardInterrupt at the n-th line that runs in the kit or the plugin."""
+
+    def __init__(self, at: int):
+        self.left = at
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
+        if "kdkit" not in frame.f_code.co_filename or "kdkit/data" in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 900))
+def test_the_teacher_is_as_before_after_an_interrupt_at_any_line(at: int) -> None:
+    teacher, tracer = training_teacher(), sys.gettrace()
+    before = fingerprint(teacher)
+    run = context(teacher=teacher)
+    sys.settrace(Interrupted(at))
+    try:
+        fit(net(0), [Soft()], run)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(tracer)
+    assert fingerprint(teacher) == before
+
+
+def test_the_teacher_is_as_before_when_the_user_cancels() -> None:
+    teacher = training_teacher()
+    before, run = fingerprint(teacher), context(teacher=teacher)
+    run.observe = lambda progress: run.cancelled.set()
+    with pytest.raises(Cancelled):
+        fit(net(0), [Soft(epochs=9)], run)
+    assert fingerprint(teacher) == before
+
+
+def test_the_teacher_answers_without_dropout() -> None:
+    teacher = net(1, dropout=0.9).train()
+    loud, quiet = (first_loss(Soft(labels=False, steps=1), net(0), context(teacher=each))["soft"] for each in (teacher, copy.deepcopy(teacher).eval()))
+    assert loud == quiet
+
+
+def test_without_a_teacher_the_model_the_session_began_with_teaches() -> None:
+    run = context()
+    spoken, silent = net(0), net(0)
+    fit(spoken, [Soft()], context(teacher=run.original))
+    fit(silent, [Soft()], run)
+    assert torch.equal(weights(spoken), weights(silent))
+
+
+def test_a_student_of_the_users_own_is_trained_as_a_copy_and_taught_by_the_model_at_hand() -> None:
+    small, current = net(7, width=4), net(2).eval()
+    run = context(small=small)
+    before, kept = fingerprint(small), fingerprint(current)
+    stage = Soft(student="small", labels=False, epochs=2)
+    made = stage.apply(current, run)
+    taught = private = copy.deepcopy(small)
+    fit(taught, [Soft(labels=False, epochs=2)], context(teacher=current))
+    assert made is not small
+    assert made[0].out_features == 4
+    assert torch.equal(weights(made), weights(private))
+    assert (fingerprint(small), fingerprint(current)) == (before, kept)
+    assert stage.forecast(current, run).model[0].out_features == 4
+
+
+def test_a_teacher_of_the_session_goes_before_the_model_at_hand() -> None:
+    small, teacher = net(7, width=4), net(3)
+    made = Soft(student="small").apply(net(2), context(teacher=teacher, small=small))
+    taught = copy.deepcopy(small)
+    fit(taught, [Soft()], context(teacher=teacher))
+    assert torch.equal(weights(made), weights(taught))
+
+
+def test_a_student_that_the_session_does_not_know_is_named() -> None:
+    with pytest.raises(KdError, match="'tiny'"):
+        Soft(student="tiny").apply(net(0), context())
+
+
+def test_other_class_counts_are_refused_before_any_step() -> None:
+    student = net(0)
+    before = weights(student)
+    with pytest.raises(KdError, match="the teacher knows 5 classes, the student 3"):
+        fit(student, [Soft()], context(teacher=net(1, classes=5)))
+    assert torch.equal(weights(student)[:96], before[:96])
+
+
+@pytest.mark.parametrize("task", [Regression(), Embedding()])
+def test_tasks_without_classes_are_refused(task: Task) -> None:
+    with pytest.raises(KdError, match="compares classes"):
+        fit(net(0), [Soft(labels=False)], context(teacher=net(1), task=task))
+
+
+def test_together_is_the_sum_with_the_other_stage() -> None:
+    teacher = net(1)
+    run, seen = context(teacher=teacher), []
+    run.observe = seen.append
+    both = fit(net(0), [Soft(labels=False, epochs=2, optimizer="sgd", learning_rate=0.01), Finetune()], run)
+    shared = fit(net(0), [Soft(alpha=0.5, epochs=2, optimizer="sgd", learning_rate=0.02)], context(teacher=teacher))
+    last = seen[-1].figures
+    assert last["loss"] == pytest.approx(last["distill.soft.soft"] + last["tune.finetune.label"])
+    assert torch.allclose(weights(both), weights(shared), atol=1e-5)
+
+
+# Language models -----------------------------------------------------------------------------------------------------
+
+
+class Speller(nn.Module):
+    """A causal language model of one layer, in float64, with a head of any width."""
+
+    def __init__(self, seed: int, head: int = 11):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head = nn.Embedding(16, 8).double(), nn.Linear(8, head).double()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.embed(input_ids).cumsum(1))}
+
+
+class Words(Data):
+    """Token batches in a fixed order."""
+
+    def batches(self, shuffle: bool = False, seed: int | None = None, batch_size: int | None = None) -> Iterator[Batch]:
+        return super().batches(False, 0, None)
+
+
+def words(padding: int = 0, cuts: tuple[int, ...] = ()) -> Data:
+    tokens, lengths = torch.randint(1, 11, (8, 7), generator=torch.Generator().manual_seed(0)), torch.tensor([7, 3, 5, 2, 6, 7, 2, 4])
+    mask = torch.arange(7 + padding)[None] < lengths[:, None]
+    whole = Batch((), {"input_ids": nn.functional.pad(tokens, (0, padding), value=9) * mask, "attention_mask": mask.long()})
+    return Words(lambda: [whole[start:stop] for start, stop in zip((0, *cuts), (*cuts, 8), strict=True)], "words", 8)
+
+
+@pytest.mark.parametrize(("padding", "cuts"), [(4, ()), (0, (3,)), (2, (1, 2, 6))])
+def test_language_models_learn_token_by_token_whatever_the_padding_and_the_cut(padding: int, cuts: tuple[int, ...]) -> None:
+    plain, other = Speller(0), Speller(0)
+    for model, data in ((plain, words()), (other, words(padding, cuts))):
+        fit(model, [Soft(epochs=5, learning_rate=0.05, accumulate=8)], context(data, Speller(1), CausalLM()))
+    assert torch.allclose(weights(plain), weights(other), rtol=0, atol=1e-9)
+    assert not torch.allclose(weights(plain), weights(Speller(0)), atol=1e-3)
+
+
+def test_padded_heads_of_one_vocabulary_are_cut_and_it_is_said() -> None:
+    student, narrow = Speller(0), Speller(1, head=11)
+    wide = Speller(1, head=14)
+    with torch.no_grad():
+        wide.head.weight[:11], wide.head.bias[:11] = narrow.head.weight, narrow.head.bias
+        wide.embed.load_state_dict(narrow.embed.state_dict())
+    other, run = copy.deepcopy(student), context(words(), wide, CausalLM())
+    fit(student, [Soft(epochs=2)], run)
+    fit(other, [Soft(epochs=2)], context(words(), narrow, CausalLM()))
+    assert torch.allclose(weights(student), weights(other), rtol=0, atol=1e-12)
+    assert sum("vocabulary cut to 11" in note for note in run.notes) == 1
+
+
+def test_another_vocabulary_is_refused() -> None:
+    with pytest.raises(KdError, match="the teacher knows 3000 classes, the student 11"):
+        fit(Speller(0), [Soft()], context(words(), Speller(1, head=3000), CausalLM()))
+
+
+# Does it help? -------------------------------------------------------------------------------------------------------
+
+
+def cnn(width: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(*block(1, width), *block(width, 2 * width), nn.Flatten(), nn.Linear(8 * width, 10))
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, Any]:
+    """100 labelled images, 1200 without labels, and 497 to test on; the teacher saw all 1300 labels."""
+    load = pytest.importorskip("sklearn.datasets").load_digits
+    found = load()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16, torch.tensor(found.target)[order]
+    teacher = fit(cnn(8, 1), [Finetune(epochs=8, learning_rate=0.02, batch_size=64)], context((x[:1300], y[:1300])))
+    return {"few": (x[:100], y[:100]), "unlabelled": x[100:1300], "test": (x[1300:], y[1300:]), "teacher": teacher}
+
+
+def accuracy(model: nn.Module, test: tuple[Tensor, Tensor]) -> float:
+    return (model(test[0]).argmax(1) == test[1]).float().mean().item()
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 0.005)])
+def test_unlabelled_images_and_a_teacher_beat_a_hundred_labels_by_five_points(digits: dict[str, Any], optimizer: str, rate: float) -> None:
+    options = {"steps": 200, "optimizer": optimizer, "learning_rate": rate, "batch_size": 64}
+    labels = fit(cnn(4, 3), [Finetune(**options)], context(digits["few"]))
+    taught = fit(cnn(4, 3), [Soft(labels=False, **options)], context(digits["unlabelled"], digits["teacher"]))
+    assert accuracy(digits["teacher"], digits["test"]) > 0.95
+    assert accuracy(taught, digits["test"]) > accuracy(labels, digits["test"]) + 0.05
+
+
+def test_any_callable_module_can_teach() -> None:
+    class Fixed(nn.Module):
+        """No parameters, as a model in onnxruntime has none."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :3] * 4
+
+    student = net(0)
+    fit(student, [Soft(labels=False, epochs=20, learning_rate=0.02)], context(points(256)[0], Fixed()))
+    x, y = points(256)
+    assert (student(x).argmax(1) == y).float().mean() > 0.85
+
+
+def test_the_rule_of_every_stage_holds() -> None:
+    from kdkit.stage import faults
+
+    made: list[Callable] = [Soft, Finetune]
+    assert [list(faults(each)) for each in made] == [[], []]
