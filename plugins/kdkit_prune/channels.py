@@ -77,7 +77,7 @@ class Channels(Stage):
         found.settle(model)
         self._report(found, plan, context)
         context.note(f"parameters: {before:,} to {sum(weight.numel() for weight in model.parameters()):,}")
-        config = write_config(model)
+        config = write_config(model, batch)
         if config:
             context.note(config)
         return model

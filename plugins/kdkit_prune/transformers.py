@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdkit.data import Batch
 from kdkit.models import evaluating
 from kdkit_prune.groups import Anatomy, Axis, Group, Left, Part, is_conv1d, normalizes_across, part
+from kdkit_prune.trial import observe
 
 
 @dataclass(frozen=True)
@@ -303,8 +304,8 @@ def _settle(model: nn.Module, attention: Sequence[Block], numbers: dict[str, Hea
             _state(module, [name for name in HIDDEN_WIDTH if getattr(module, name, None) == hidden], now)
 
 
-def write_config(model: nn.Module) -> str:
-    """Write uniform widths back into the model's `config`, if a model built from it then has the same shapes.
+def write_config(model: nn.Module, batch: Batch) -> str:
+    """Write uniform widths back into the model's `config`, if a model built from it with the same weights says the same.
 
     Returns:
         What a user must know: that `from_pretrained` can, or can't, bring the pruned model back. Empty where there is no config.
@@ -316,7 +317,7 @@ def write_config(model: nn.Module) -> str:
     wanted = copy.deepcopy(config)
     for name, value in values.items():
         setattr(wanted, name, value)
-    if not values or not _builds(model, wanted):
+    if not values or not _rebuilds(model, wanted, batch):
         return "config.json can't state these widths, so from_pretrained would not fit; kdkit's own save and load do"
     for name, value in values.items():
         setattr(config, name, value)
@@ -337,13 +338,21 @@ def _uniform(model: nn.Module, config: Any) -> dict[str, int]:
     return {name: value for name, value in stated.items() if hasattr(config, name) and getattr(config, name) != value}
 
 
-def _builds(model: nn.Module, config: Any) -> bool:
+def _rebuilds(model: nn.Module, config: Any, batch: Batch) -> bool:
+    """Whether a model of this config fits the weights, and with them answers alike: scales computed from a width must come out the same."""
+    weights = model.state_dict()
     try:
         with torch.device("meta"):
             twin = type(model)(config)
+        if {name: tensor.shape for name, tensor in twin.state_dict().items()} != {name: tensor.shape for name, tensor in weights.items()}:
+            return False
+        with torch.random.fork_rng(devices=[]):
+            twin = type(model)(config)
     except Exception:  # a config that the architecture refuses is the answer
         return False
-    return {name: weight.shape for name, weight in twin.state_dict().items()} == {name: weight.shape for name, weight in model.state_dict().items()}
+    first = next(model.parameters())
+    twin.to(first.device, first.dtype).load_state_dict(weights)
+    return all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5) for ours, theirs in zip(observe(model, batch), observe(twin, batch), strict=True))
 
 
 def _state(module: nn.Module, names: Sequence[str], value: int) -> None:

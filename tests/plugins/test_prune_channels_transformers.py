@@ -262,6 +262,18 @@ def test_a_config_that_can_not_state_the_widths_is_left_as_it_was():
     assert pruned.config.to_dict() == model.config.to_dict()
 
 
+def test_a_config_that_would_change_a_scale_is_left_as_it_was():
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    torch.manual_seed(0)
+    config = GemmaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64)
+    model = GemmaForCausalLM(config).eval()
+    pruned, notes = prune(model, TEXT, what=("hidden",))  # the embeddings are scaled by the square root of the hidden width
+    assert pruned.config.hidden_size == 32
+    assert any(note.startswith("config.json can't state these widths") for note in notes)
+    assert prune(model, TEXT, what=("ffn",))[0].config.intermediate_size == 32
+
+
 def test_the_config_of_the_model_that_was_copied_is_not_touched():
     model = zoo.tiny_llama()
     prune(model, TEXT)

@@ -66,7 +66,7 @@ def test_taylor_is_the_squared_change_of_the_loss_averaged_over_batches():
         for unit in range(UNITS):
             first = (net[0].weight[unit] * net[0].weight.grad[unit]).sum()
             last = (net[4].weight * net[4].weight.grad)[:, 4 * unit : 4 * unit + 4].sum()
-            expected[unit] += float(first + last) ** 2 / 2
+            expected[unit] += (first + last).item() ** 2 / 2
     net.zero_grad()
     (scores,) = importance.taylor(net, [group], batches, Classification())
     torch.testing.assert_close(scores, expected, atol=1e-7, rtol=1e-3)
