@@ -93,17 +93,20 @@ def as_batch(obj: Any) -> Batch:
     >>> sorted(as_batch({"input_ids": torch.ones(2, 3), "labels": torch.ones(2)}).kwargs)
     ['input_ids']
     """
-    if isinstance(obj, Batch):
-        inputs, labels = obj, None
-    elif _is_parts(obj):
-        inputs, labels = (obj[0], None) if len(obj) == 1 else (obj[0], obj[1]) if len(obj) == 2 else (tuple(obj[:-1]), obj[-1])
-    else:
-        inputs, labels = obj, None
+    inputs, labels = _parted(obj)
     batch = _of_inputs(inputs)
     if labels is not None:
         batch = Batch(batch.args, batch.kwargs, as_labels(labels))
     _check_lengths(batch)
     return batch
+
+
+def _parted(obj: Any) -> tuple[Any, Any]:
+    """Inputs and labels, if `obj` holds them side by side."""
+    if isinstance(obj, Batch) or not _is_parts(obj):
+        return obj, None
+    *inputs, labels = obj if len(obj) > 1 else (obj[0], None)
+    return inputs[0] if len(inputs) == 1 else tuple(inputs), labels
 
 
 def _is_parts(obj: Any) -> bool:

@@ -83,7 +83,7 @@ def per_item(loss: Callable) -> Callable[[Tensor, Any], Tensor]:
     name = called(loss)
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         loss = copy.copy(loss)
-        loss.reduction = "none"
+        vars(loss)["reduction"] = "none"
     elif not isinstance(loss, nn.Module) and "reduction" in _parameters(loss):
         loss = functools.partial(loss, reduction="none")
 
