@@ -78,6 +78,10 @@ class Data:
         """Whether its batches carry labels."""
         return self.example().labels is not None
 
+    def length(self, batch_size: int | None = None) -> int | None:
+        """How many batches a shuffled pass has, where that is known without making one."""
+        return None if self.items is None or batch_size is None else -(-self.items // batch_size)
+
     def take(self, items: int) -> Data:
         """The first `items` items, for a quick look."""
 
@@ -101,6 +105,9 @@ class Listed(Data):
     def __init__(self, batches: Iterable, why: str):
         self._list = [as_batch(batch) for batch in batches]
         super().__init__(lambda: self._list, why, sum(batch.size for batch in self._list))
+
+    def length(self, batch_size: int | None = None) -> int | None:
+        return len(self._list) if batch_size is None else super().length(batch_size)
 
     def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
         return rebatched(map(self._list.__getitem__, order(len(self._list), shuffle, seed)), batch_size)
@@ -134,6 +141,10 @@ class Items(Data):
         drop_last = shuffle and self._drop_last and len(numbers) >= size
         loader = self._loader(numbers, size, seed, drop_last=drop_last, **self._loading)
         return map(as_batch, loader if shuffle else own_randomness(lambda: loader, seed))
+
+    def length(self, batch_size: int | None = None) -> int | None:
+        items, size = len(self._dataset), batch_size or self.batch_size
+        return items // size if self._drop_last and items >= size else -(-items // size)
 
     def _first(self) -> Batch:
         """Loaded in this process, so that no workers start for one batch."""
