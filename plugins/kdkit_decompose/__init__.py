@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kdkit import hookimpl
+from kdkit.stage import Stage
 
 
 @hookimpl
-def kdkit_stages():
+def kdkit_stages() -> Iterable[type[Stage]]:
+    """The family's techniques."""
     from kdkit_decompose.svd import Svd
 
     return [Svd]

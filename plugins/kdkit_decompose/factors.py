@@ -129,6 +129,7 @@ def product(layer: Linear, rank: int) -> nn.Sequential:
 def decompose(layer: Linear, rank: int, moment: Moment | None = None) -> nn.Sequential:
     """The layer as a product of rank `rank`."""
     made = product(layer, rank)
-    for thin, values in zip(made, factorize(matrix(layer), rank, moment), strict=True):
-        thin.weight.data.copy_(values)
+    down, up = factorize(matrix(layer), rank, moment)
+    made.get_parameter("0.weight").data.copy_(down)
+    made.get_parameter("1.weight").data.copy_(up)
     return made

@@ -354,7 +354,7 @@ def strange_layers() -> dict[str, nn.Linear]:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("own", "Own has a forward of its own"), ("hooked", "hooks hang on it"), ("broken", "not finite"), ("parametrized", "computed from other tensors")],
+    [("own", "a forward of its own"), ("hooked", "hooks hang on it"), ("broken", "not finite"), ("parametrized", "computed from other tensors")],
 )
 def test_layers_that_are_more_than_a_linear_are_left_alone(kind, reason):
     model = nn.Sequential(strange_layers()[kind], nn.Linear(16, 16)).eval()

@@ -1,0 +1,82 @@
+"""Merging: adapters become part of the weights they stood beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from kdkit.context import Context
+from kdkit.errors import KdError
+from kdkit.stage import Needs, Stage, Trait
+from kdkit_peft.lora import FROZEN
+
+
+class Merge(Stage):
+    """Add adapters to the weights they stand beside, and take them off.
+
+    Every adapted layer becomes W + (alpha / rank)·B·A in the plain module it was; the outputs stay the same up to
+    rounding, and parameters train again unless they were frozen before the adapters came. Any adapter of peft's that can
+    be merged will do, also on a `PeftModel`.
+    """
+
+    id: ClassVar[str] = "peft.merge"
+    needs: ClassVar[Needs] = Needs(packages=("peft",))
+    requires: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED}
+    adds: ClassVar[Iterable[str]] = {Trait.FREE_STRUCTURE}
+    removes: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED}
+    bridge: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        from peft import PeftModel
+
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        merged: dict[nn.Module, nn.Module] = {}
+        _merge_below(plain, "", merged)
+        left = sorted({type(module).__name__ for module in plain.modules() if type(module).__module__.startswith("peft.")})
+        if left or not merged:
+            raise KdError(
+                f"peft merge: {'can not merge ' + ', '.join(left) if left else 'the model has no adapters'}",
+                "prompts and prefixes stay beside the model: %kd undo" if left else "",
+            )
+        _release(plain)
+        context.note(f"merged {len(merged)} {'adapters' if len(merged) > 1 else 'adapter'}")
+        return plain
+
+
+def _merge_below(parent: nn.Module, prefix: str, merged: dict[nn.Module, nn.Module]) -> None:
+    """Replace the adapted layers beneath `parent`, each once however many places it has."""
+    for key, child in parent._modules.items():
+        if child is None:
+            continue
+        name = f"{prefix}.{key}".strip(".")
+        if hasattr(child, "unload_and_optionally_merge_module") or hasattr(child, "base_layer"):
+            if child not in merged:
+                merged[child] = _merge(child, name)
+            parent._modules[key] = merged[child]
+        else:
+            _merge_below(child, name, merged)
+
+
+def _merge(layer: Any, name: str) -> nn.Module:
+    try:
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            return layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        if not layer.disable_adapters:
+            layer.merge(safe_merge=True)
+        return layer.get_base_layer()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise KdError(f"peft merge: {type(layer).__name__} at {name} can't be merged: {error}", "%kd undo goes back to before the adapters") from error
+
+
+def _release(model: Any) -> None:
+    """Take off what adapters leave on a model: peft's config, and frozen flags."""
+    frozen = getattr(model, FROZEN, ())
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(weight.is_floating_point() and name not in frozen)
+    for trace in (FROZEN, "peft_config"):
+        if trace in vars(model):
+            delattr(model, trace)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        model._hf_peft_config_loaded = False
