@@ -9,6 +9,7 @@ small/
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -128,6 +129,7 @@ def environment(model: nn.Module) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version for name in sorted(packages) if (version := _version(name))}
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

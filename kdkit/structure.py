@@ -188,9 +188,20 @@ def _shape_of(tensor: Tensor) -> dict[str, Any]:
         spec["grad"] = True
     if not is_plain(tensor):
         return spec | {"class": path_of(type(tensor))}
-    if not tensor.is_contiguous() and torch.empty_like(tensor).stride() == tensor.stride():
-        spec["stride"] = list(tensor.stride())
+    if not tensor.is_contiguous() and not _overlaps(tensor):
+        spec["stride"] = list(tensor.stride())  # kernels add in another order for another layout: outputs would differ in their last bits
     return spec
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two of its elements may be one, as in an expanded tensor."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def is_plain(tensor: Tensor) -> bool:
