@@ -96,7 +96,8 @@ class Channels(Stage):
         named = self._named(model, found)
         tried = trial.sound(model, batch, named, tick=lambda: context.progress(0, 3, "trying cuts on a copy"))
         if not tried.groups:
-            raise _nothing(model, tried)
+            makers = _some(list(dict.fromkeys(name for group in found.groups for name in sorted(group.writers))))
+            raise _nothing(model, tried).with_hints(f"units are made by {makers}" if makers else "it has no layer whose width is free")
         return tried
 
     def _named(self, model: nn.Module, found: Anatomy) -> Anatomy:
@@ -203,7 +204,7 @@ class Channels(Stage):
 
 
 def _nothing(model: nn.Module, found: Anatomy) -> KdError:
-    return KdError(f"prune channels: nothing can be removed from {type(model).__name__}", *(_reasons(found)[:6] or ["it has no layer whose width is free"]))
+    return KdError(f"prune channels: nothing can be removed from {type(model).__name__}", *_reasons(found)[:6])
 
 
 def _reasons(found: Anatomy) -> list[str]:

@@ -288,6 +288,12 @@ def test_naming_a_part_of_coupled_layers_prunes_nothing_and_names_the_rest():
     assert any("coupled with blocks.1.conv2, stem, which --layers does not name" in hint for hint in caught.value.hints)
 
 
+def test_naming_layers_that_make_no_units_names_those_that_do():
+    with pytest.raises(KdError, match="nothing can be removed from Cnn") as caught:
+        prune(zoo.cnn(), zoo.batch("cnn"), layers=("pool",))
+    assert caught.value.hints == ("units are made by head, blocks.0.conv2, blocks.1.conv2, stem and 2 more",)
+
+
 def test_a_pattern_that_fits_nothing_is_refused():
     with pytest.raises(KdError, match="'convv1'"):
         prune(zoo.cnn(), zoo.batch("cnn"), layers=("convv1",))
