@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,15 @@ class Usage:
     places: tuple[str, ...] = ()
 
 
+def linear_kinds() -> tuple[Any, ...]:
+    """Classes of linear layers: nn.Linear, and HF's Conv1D where its module is loaded (no model can hold one otherwise).
+
+    Conv1D keeps its weight as (in, out).
+    """
+    transformers = sys.modules.get("transformers.pytorch_utils")
+    return (nn.Linear, transformers.Conv1D) if transformers else (nn.Linear,)
+
+
 def usage(model: nn.Module, batch: Batch, layers: Mapping[str, nn.Module]) -> dict[str, Usage]:
     """Run `batch` through `model` in eval mode and tell what it does with each of `layers` (name -> module of it).
 
@@ -63,8 +73,6 @@ def usage(model: nn.Module, batch: Batch, layers: Mapping[str, nn.Module]) -> di
 @contextlib.contextmanager
 def _watched(layer: nn.Module, use: Usage, outputs: list[torch.Tensor]) -> Iterator[None]:
     """Put a subclass in the place of the layer's class, which notes calls and reads of its weight."""
-    import sys
-
     kind, inside = type(layer), False
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pydantic
 import torch
@@ -15,7 +14,7 @@ from kdkit.context import Context
 from kdkit.errors import KdError
 from kdkit.patterns import match
 from kdkit.stage import Forecast, Needs, Stage, Trait, param
-from kdkit.usage import Usage, usage
+from kdkit.usage import Usage, linear_kinds, usage
 from kdkit_decompose.factors import Linear, Moment, decompose, product, singular_values, watch_inputs
 from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
 
@@ -88,7 +87,7 @@ class Svd(Stage):
         return Forecast(_put(model, {layer: product(layer, rank) for layer, _, rank in chosen.values()}))
 
     def _selected(self, model: nn.Module) -> dict[str, Linear]:
-        kinds = _linear_kinds()
+        kinds = linear_kinds()
         spared = match(model, self.skip, kinds)
         return {name: layer for name, layer in match(model, self.layers or ["*"], kinds).items() if name not in spared}
 
@@ -97,9 +96,7 @@ class Svd(Stage):
         layers = self._selected(model)
         seen = usage(model, context.example, layers)
         reasons = {name: _obstacle(layer, seen[name]) for name, layer in layers.items()}
-        for name, reason in reasons.items():
-            if reason:
-                context.note(f"skipped {name}: {reason}")
+        _tell_skipped(reasons, context)
         kept = {name: layer for name, layer in layers.items() if not reasons[name]}
         if not kept:
             raise KdError("decompose svd: none of the layers can be decomposed", *(f"{name}: {reason}" for name, reason in reasons.items()))
@@ -109,12 +106,14 @@ class Svd(Stage):
         """A rank for each layer where a product saves parameters; the others are named in a note."""
         shapes = {name: _shape(layer) for name, layer in layers.items()}
         ranks = self._ranks(layers, shapes, moments, context)
-        dear = {name: rank for name, rank in ranks.items() if rank >= break_even(shapes[name])}
-        reasons = [f"skipped {name}: rank {rank} would cost parameters, only ranks below {break_even(shapes[name])} save any" for name, rank in dear.items()]
-        for reason in reasons:
-            context.note(reason)
+        dear = {name: _dear(rank, break_even(shapes[name])) for name, rank in ranks.items() if rank >= break_even(shapes[name])}
         if len(dear) == len(ranks):
-            raise KdError("decompose svd would save no parameter in any layer", "keep less: a smaller --ratio, --energy, --budget, --rank or --round-to", *reasons[:8])
+            raise KdError(
+                "decompose svd would save no parameter in any layer",
+                "keep less: a smaller --ratio, --energy, --budget, --rank or --round-to",
+                *(f"{name}: {reason}" for name, reason in list(dear.items())[:8]),
+            )
+        _tell_skipped(dear, context)
         return {name: Chosen(layers[name], shapes[name], rank) for name, rank in ranks.items() if name not in dear}
 
     def _ranks(self, layers: dict[str, Linear], shapes: dict[str, tuple[int, int]], moments: dict[str, Moment], context: Context) -> dict[str, int]:
@@ -139,15 +138,9 @@ class Svd(Stage):
         return ranks
 
 
-def _linear_kinds() -> tuple[Any, ...]:
-    """nn.Linear, and HF's Conv1D where its module is loaded: no model can hold one otherwise."""
-    transformers = sys.modules.get("transformers.pytorch_utils")
-    return (nn.Linear, transformers.Conv1D) if transformers else (nn.Linear,)
-
-
 def _obstacle(layer: Linear, use: Usage) -> str:
     """Why nothing can stand in the layer's place, or an empty string."""
-    if type(layer).forward not in [kind.forward for kind in _linear_kinds()] or "forward" in vars(layer):
+    if type(layer).forward not in [kind.forward for kind in linear_kinds()] or "forward" in vars(layer):
         return f"{type(layer).__name__} has a forward of its own"
     if "weight" not in layer._parameters:
         return "its weight is computed from other tensors"
@@ -173,6 +166,16 @@ def _put(model: nn.Module, made: dict[nn.Module, nn.Sequential]) -> nn.Module:
             if child in made:
                 parent._modules[name] = made[child]
     return made.get(model, model)
+
+
+def _dear(rank: int, even: int) -> str:
+    return f"rank {rank} saves no parameters, {f'only ranks below {even} do' if even > 1 else 'and no rank does'}"
+
+
+def _tell_skipped(reasons: dict[str, str], context: Context) -> None:
+    """Name the layers that have a reason, those with the same one together."""
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        context.note(f"skipped {', '.join(name for name, its in reasons.items() if its == reason)}: {reason}")
 
 
 def _tell(chosen: dict[str, Chosen], context: Context) -> None:

@@ -31,15 +31,13 @@ class Merge(Stage):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         from peft import PeftModel
 
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            raise KdError(f"peft merge: {model.active_peft_config.peft_type.value} can't be merged: it stands before the inputs, not beside weights")
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         merged: dict[nn.Module, nn.Module] = {}
         _merge_below(plain, "", merged)
-        left = sorted({type(module).__name__ for module in plain.modules() if type(module).__module__.startswith("peft.")})
-        if left or not merged:
-            raise KdError(
-                f"peft merge: {'can not merge ' + ', '.join(left) if left else 'the model has no adapters'}",
-                "prompts and prefixes stay beside the model: %kd undo" if left else "",
-            )
+        if not merged:
+            raise KdError("peft merge: the model has no adapters", "%kd peft lora attaches some")
         _release(plain)
         context.note(f"merged {len(merged)} {'adapters' if len(merged) > 1 else 'adapter'}")
         return plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +10,9 @@ from torch import nn
 from kdkit.context import Context
 from kdkit.errors import KdError
 from kdkit.patterns import match
-from kdkit.usage import Usage, usage
+from kdkit.usage import Usage, linear_kinds, usage
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def linear_kinds() -> tuple[Any, ...]:
-    """nn.Linear, and HF's Conv1D where its module is loaded: no model can hold one otherwise."""
-    transformers = sys.modules.get("transformers.pytorch_utils")
-    return (nn.Linear, transformers.Conv1D) if transformers else (nn.Linear,)
 
 
 def adaptable_kinds() -> tuple[Any, ...]:
@@ -44,9 +37,8 @@ def find_targets(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, .
     if not patterns:
         layers = _by_default(layers, seen)
     reasons = {name: _obstacle(name, layer, seen[name]) for name, layer in layers.items()}
-    for name, reason in reasons.items():
-        if reason:
-            context.note(f"skipped {name}: {reason}")
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        context.note(f"skipped {', '.join(name for name, its in reasons.items() if its == reason)}: {reason}")
     found = {name: layer for name, layer in layers.items() if not reasons[name]}
     if not found:
         raise KdError(
