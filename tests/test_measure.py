@@ -208,7 +208,14 @@ def test_measures_of_strangers_give_a_value_or_whole_figures():
     ]  # fmt: skip
 
 
-# simulated, ONNX
+def test_a_subject_is_measured_anew_each_time_and_keeps_its_own_notes():
+    version = subject(notes=["mine"])
+    said = Measure("watts", "W", "lower", lambda subject: subject.notes.append("theirs"))
+    assert measure(version, [said]).notes == measure(version, [said]).notes == ("theirs",)
+    assert version.notes == ["mine"]
+
+
+# simulated, ONNX, CUDA
 
 
 def test_size_and_speed_are_simulated_while_masks_are_pending_and_quality_is_not():
@@ -231,6 +238,16 @@ def test_memory_of_a_model_that_torch_does_not_run_is_absent():
 
     report = measure(subject(Graph()), names("memory", "moved", "size"))
     assert (list(report), report.notes) == (["size"], ())
+
+
+def test_peak_memory_on_cuda_is_what_its_allocator_held_beyond_what_was_there(monkeypatch):
+    class Cuda(Plain):
+        device = "cuda"
+
+    held = {"memory_allocated": 1000, "max_memory_allocated": 1250, "reset_peak_memory_stats": None}
+    for name, value in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert measure(subject(backend=Cuda()), names("memory"))["memory"].value == 250
 
 
 # time
