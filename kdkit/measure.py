@@ -30,7 +30,7 @@ from kdkit.errors import Cancelled, KdError
 from kdkit.hookspecs import hookimpl
 from kdkit.models import evaluating, traits_of
 from kdkit.stage import SIMULATED, Trait
-from kdkit.table import Table, number, volatile
+from kdkit.table import Cell, Table, number, volatile
 from kdkit.tasks import LOWER
 
 if TYPE_CHECKING:
@@ -148,10 +148,10 @@ class Report(Mapping[str, Figure]):
         """A figure a row; what is simulated stands in a column of its own."""
         columns: dict[str, list[Any]] = {
             "figure": [figure.name for figure in self.figures],
-            "value": [None if figure.simulated else _Cell(figure.text()) for figure in self.figures],
-            "simulated": [_Cell(replace(figure, simulated=False).text()) if figure.simulated else "" for figure in self.figures],
-            "to parent": ["" if figure.ratio is None else _Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
-            "n": ["" if figure.n is None else _Cell(figure._shown(str(figure.n))) for figure in self.figures],
+            "value": [None if figure.simulated else Cell(figure.text()) for figure in self.figures],
+            "simulated": [Cell(replace(figure, simulated=False).text()) if figure.simulated else "" for figure in self.figures],
+            "to parent": ["" if figure.ratio is None else Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
+            "n": ["" if figure.n is None else Cell(figure._shown(str(figure.n))) for figure in self.figures],
         }
         kept = {name: cells for name, cells in columns.items() if name in ("figure", "value") or any(cell != "" for cell in cells)}
         return Table(list(kept), list(zip(*kept.values(), strict=True)))
@@ -167,16 +167,6 @@ class Report(Mapping[str, Figure]):
 
         remarks = "".join(f"<li>{escape(remark)}</li>" for remark in self._remarks())
         return self.table._repr_html_() + (f"<ul>{remarks}</ul>" if remarks else "")
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A text that is aligned like a number."""
-
-    said: str
-
-    def text(self) -> str:
-        return self.said
 
 
 # what is measured

@@ -57,6 +57,17 @@ def volatile(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A text that is aligned like a number."""
+
+    said: str
+
+    def text(self) -> str:
+        """What it says."""
+        return self.said
+
+
+@dataclass(frozen=True)
 class Table:
     """A head, rows of cells, and a caption.
 

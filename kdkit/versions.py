@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kdkit.errors import KdError, did_you_mean
-from kdkit.table import Table
+from kdkit.table import Cell, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,9 +68,7 @@ class Version:
         return "\n".join([f"{self.name}: {self.made_by}", *(f"  {note}" for note in self.notes), repr(self.report)])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        notes = "".join(f"<li>{escape(note)}</li>" for note in (*self.notes, *self.report.notes))
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return f"<p><b>{escape(self.name)}</b> <code>{escape(self.made_by)}</code></p>{'<ul>' + notes + '</ul>' if notes else ''}{self.report._repr_html_()}"
 
 
@@ -216,13 +215,13 @@ class Listing:
     def _name(self, version: Version) -> str:
         return version.name + (" *" if version.number == self.head else "")
 
-    def _cell(self, version: Version, name: str) -> str:
+    def _cell(self, version: Version, name: str) -> Any:
         figure = version.report.get(name)
         if figure is None:
             return ""
         other = self.against.report.get(name) if self.against and self.against is not version else None
         ratio = f" ({figure.against(other)})" if other is not None and figure.against(other) else ""
-        return f"{figure.text()}{ratio}"
+        return Cell(f"{figure.text()}{ratio}")
 
     def __repr__(self) -> str:
         return repr(self.table)
