@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from kdkit import hookimpl
 from kdkit.data import ACCEPTED, Batch, Data, Items, adopt_data, as_batch, collate_items, try_call
@@ -189,6 +189,12 @@ def test_a_sampler_of_the_users_own_is_kept_and_seeded() -> None:
     assert torch.equal(labels, whole(data, shuffle=True, seed=4)[1])
     assert not torch.equal(labels, whole(data, shuffle=True, seed=5)[1])
     assert data.items is None
+
+
+def test_a_sampler_that_draws_with_replacement_keeps_doing_so() -> None:
+    dataset = TensorDataset(*pair(50))
+    data = adopt_data(DataLoader(dataset, 50, sampler=RandomSampler(dataset, replacement=True)))
+    assert len(set(whole(data, shuffle=True, seed=0)[1].tolist())) < 50
 
 
 def test_a_loader_that_drops_its_last_batch_does_so_in_training_only() -> None:
@@ -370,6 +376,11 @@ def test_a_streamed_hugging_face_dataset_is_gone_through_again_and_again() -> No
     data = adopt_data(hugging_face(input_ids=[[1, 2], [3, 4], [5, 6]], labels=[0, 1, 0]).to_iterable_dataset(), batch_size=2)
     assert [[batch.size for batch in data.batches()] for _ in range(2)] == [[2, 1], [2, 1]]
     assert data.items is None
+
+
+def test_a_users_own_module_called_datasets_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Map, "__module__", "datasets")
+    assert whole(adopt_data(Map(*pair(4))))[1].tolist() == [0, 1, 2, 3]
 
 
 def test_token_labels_are_padded_with_what_does_not_count() -> None:

@@ -58,7 +58,7 @@ def _told(data: Data) -> str:
 def _known(obj: Any, batch_size: int) -> Data | None:
     if isinstance(obj, DataLoader):
         return _loader(obj)
-    if _from("datasets", obj):
+    if _from("datasets", obj) and hasattr(obj, "column_names"):
         return _hugging_face(obj, batch_size)
     if _from("pandas", obj) and hasattr(obj, "columns"):
         return _frame(obj, None, batch_size)
