@@ -1,0 +1,88 @@
+"""The layers of a graph whose weights can be held in 8 bits, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from kdkit import patterns
+from kdkit.backends.graph import module_of, numel
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (1,), "Gemm": (1,), "Gather": (0,), "LSTM": (1, 2)}
+"""Positions of weights among an operator's inputs."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator with weights.
+
+    Attributes:
+        node: the node's name.
+        operator: of ONNX, such as "Conv".
+        module: the torch module it came from, or the node's name where that is not known.
+        weights: names of its weights.
+        elements: of them.
+    """
+
+    node: str
+    operator: str
+    module: str
+    weights: tuple[str, ...]
+    elements: int
+
+
+def layers_of(model: ModelProto) -> list[Layer]:
+    """The layers of a graph, in order: convolutions, products with a constant, embeddings, LSTMs."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = (_layer(node, held) for node in model.graph.node)
+    return [layer for layer in found if layer is not None]
+
+
+def _layer(node: NodeProto, held: dict[str, TensorProto]) -> Layer | None:
+    from onnx import TensorProto
+
+    names = tuple(node.input[place] for place in _WEIGHTS.get(node.op_type, ()))
+    if not names or any(name not in held or held[name].data_type != TensorProto.FLOAT or len(held[name].dims) < 2 for name in names):
+        return None
+    return Layer(node.name, node.op_type, module_of(node) or node.name, names, sum(numel(held[name]) for name in names))
+
+
+def multiplies_activations(model: ModelProto) -> bool:
+    """Whether the graph holds attention: a softmax, and products of two activations."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    products = any(node.op_type == "MatMul" and not held & set(node.input) for node in model.graph.node)
+    return products and any(node.op_type == "Softmax" for node in model.graph.node)
+
+
+class _Place(nn.Module):
+    """A layer's stand-in, so that patterns over module names mean the same as everywhere."""
+
+
+def chosen(layers: Iterable[Layer], wanted: tuple[str, ...], skipped: tuple[str, ...]) -> list[Layer]:
+    """The layers that the patterns `wanted` mean (all when there are none) without those that `skipped` mean.
+
+    Raises:
+        KdError: a pattern means no layer.
+    """
+    layers = list(layers)
+    places = _places(layer.module for layer in layers)
+    among = set(patterns.match(places, wanted, _Place)) if wanted else {layer.module for layer in layers}
+    among -= set(patterns.match(places, skipped, _Place))
+    return [layer for layer in layers if layer.module in among]
+
+
+def _places(names: Iterable[str]) -> nn.Module:
+    root = _Place()
+    for name in names:
+        place = root
+        for part in name.split("."):
+            if part not in place._modules:
+                place.add_module(part, _Place())
+            place = place._modules[part]  # type: ignore[assignment]
+    return root

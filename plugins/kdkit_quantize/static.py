@@ -1,0 +1,124 @@
+"""Static quantization: weights and activations in 8 bits, with ranges observed on calibration data.
+
+The right choice for convolutional nets. Ranges: smallest and largest value (minmax), without the outermost share of values
+(percentile), or the range that loses least information (entropy: Migacz, "8-bit inference with TensorRT", GTC 2017).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from torch import nn
+
+from kdkit import Batch, Context, KdError, Needs, param
+from kdkit.backends.onnxruntime import OnnxModel
+from kdkit_quantize.calibration import calibrate
+from kdkit_quantize.int8 import Int8Stage, Plan, quiet
+from kdkit_quantize.layers import multiplies_activations
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_BETWEEN = (
+    "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Pad", "Resize",
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+)  # fmt: skip
+
+_Ranges = dict[str, tuple[float, float]]
+
+
+class Static(Int8Stage):
+    """Hold weights and activations in 8 bits, with ranges observed on calibration data, in onnxruntime; for convolutional nets.
+
+    What lies between the convolutions (sums, activations, pooling) stays in 8 bits too. In transformers only products with
+    weights are quantized; there quantize dynamic is usually better.
+    """
+
+    id: ClassVar = "quantize.static"
+    needs: ClassVar = Needs(calibration=True, packages=("onnx", "onnxruntime"))
+    offered: ClassVar = (*_WEIGHTED, "Gather", *_BETWEEN)
+
+    method: Literal["minmax", "entropy", "percentile"] = param("minmax", "how an activation's range follows from the values seen", search=("minmax", "entropy"))
+    percentile: float = param(99.99, "share of values within the range, for --method percentile", gt=50, le=100, unit="%")
+    activations: Literal["asymmetric", "symmetric"] = param("asymmetric", "asymmetric ranges lose no level where values are of one sign")
+    batches: int = param(16, "calibration batches to stream", ge=1)
+    form: Literal["auto", "operators", "pairs"] = param(
+        "auto", "8-bit operators (smaller file) or pairs of quantize and dequantize; auto: operators where they run", advanced=True
+    )
+
+    def usual(self, model: ModelProto) -> tuple[str, ...]:
+        """For a transformer the products with weights; otherwise all that runs in 8 bits."""
+        return ("MatMul", "Gemm", "Gather") if multiplies_activations(model) else (*_WEIGHTED, "Gather", *_BETWEEN)
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Observe ranges, then quantize."""
+        assert isinstance(model, OnnxModel)
+        plan = self.plan(model.graph())
+        if plan.attention:
+            context.note("a transformer: products of activations stay in float; quantize dynamic needs no data and is usually the better choice")
+        ranges = calibrate(model, self._watched(plan), context.calibration(self.batches), context, self.method, self.percentile, self.batches)
+        made = self._made(model, plan, ranges, context)
+        self.tell(made, plan, context)
+        return made
+
+    def _made(self, model: OnnxModel, plan: Plan, ranges: _Ranges, context: Context) -> OnnxModel:
+        """In the smaller form, if onnxruntime runs it."""
+        form = self._form(plan.attention)
+        made = self.pack(self._quantize(self.plan(model.graph()), ranges, form), plan, model)
+        if form == "pairs" or (failure := _failure(made, context)) is None:
+            return made
+        if self.form == "operators":
+            raise KdError(f"quantize static: as 8-bit operators this model doesn't run: {failure.message}", "--form pairs") from failure
+        context.note("as pairs of quantize and dequantize: onnxruntime doesn't run this model as 8-bit operators")
+        return self.pack(self._quantize(self.plan(model.graph()), ranges, "pairs"), plan, model)
+
+    def _form(self, attention: bool) -> str:
+        if self.form != "auto":
+            return self.form
+        plain = self.types()[0].name == "QUInt8" and self.activations == "asymmetric" and self.weights == "symmetric"
+        return "operators" if plain and not attention else "pairs"
+
+    def _watched(self, plan: Plan) -> list[str]:
+        """The activations whose ranges are needed: what goes into the layers, and elsewhere than in transformers what lies between."""
+        import onnx
+
+        inferred = onnx.shape_inference.infer_shapes(plan.model).graph
+        floats = {item.name for item in (*inferred.value_info, *inferred.input, *inferred.output) if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        floats -= {tensor.name for tensor in inferred.initializer}
+        if plan.attention:
+            nodes = {layer.node for layer in plan.layers}
+            return [node.input[0] for node in plan.model.graph.node if node.name in nodes and node.input[0] in floats]
+        operators = self.chosen_operators(plan.model)
+        return [name for node in plan.model.graph.node if node.op_type in operators for name in (*node.input, *node.output) if name in floats]
+
+    def _quantize(self, plan: Plan, ranges: _Ranges, form: str) -> ModelProto:
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.quant_utils import QuantizationMode
+
+        seen = TensorsData(CalibrationMethod.MinMax, {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()})
+        activation_type, weight_type = self.types()
+        modes = () if form == "pairs" else (QuantizationMode.QLinearOps, True)
+        only, skipped = ([layer.node for layer in plan.layers], []) if plan.attention else ([], [layer.node for layer in plan.left])
+        extra: dict[str, Any] = {"MatMulConstBOnly": True, "WeightSymmetric": self.weights == "symmetric", "ActivationSymmetric": self.activations == "symmetric"}
+        if plan.attention:
+            extra["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
+        with quiet():
+            quantizer = (QDQQuantizer if form == "pairs" else ONNXQuantizer)(
+                plan.model, self.per_channel, self.narrow, *modes, weight_type, activation_type, seen, only, skipped, list(self.chosen_operators(plan.model)), extra
+            )  # fmt: skip
+            quantizer.quantize_model()
+        return quantizer.model.model
+
+
+def _failure(made: OnnxModel, context: Context) -> KdError | None:
+    """Why onnxruntime doesn't run a graph; None when it does."""
+    try:
+        for batch in context.calibration(1):
+            Batch(batch.args, batch.kwargs).call(made)
+    except KdError as error:
+        return error
+    return None
