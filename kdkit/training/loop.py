@@ -131,9 +131,12 @@ class _Loop:
         self.beside = [weight for part in parts.values() for weight in part.modules.parameters() if weight.requires_grad]
         self.weights = _trainable(model, self.beside)
         self.optimizer = optimizer_of(self.options, self.weights)
-        self.prepared, self.stepper = accelerator.prepare(model, self.optimizer)
+        self.rank, self.ranks, self.scaler = accelerator.process_index, accelerator.num_processes, accelerator.scaler
+        self.prepared, stepper = accelerator.prepare(model, self.optimizer)
+        # accelerate's optimizer adds only the scaler, and looks for a package on disk at each step
+        self.stepper = stepper if self.scaler is not None else self.optimizer
         self.batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
-        self.window = self.options.accumulate * accelerator.num_processes
+        self.window = self.options.accumulate * self.ranks
         self.epoch = self.step = 0
         self.left_out = False
         self.epoch_steps, self.steps = self._length()
@@ -166,7 +169,7 @@ class _Loop:
     def _optimize(self, window: Sequence[Batch]) -> None:
         """One optimizer step over a window of batches."""
         counts = Counts.of(window, self.task, list(self.parts.values()))
-        mine = window[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = window[self.rank :: self.ranks]
         progress = self.step / (self.steps - 1) if self.steps > 1 else 1.0
         for number, batch in enumerate(mine or window[:1], 1):
             with self._unsynced() if number < len(mine) else contextlib.nullcontext():
@@ -186,15 +189,16 @@ class _Loop:
                 raise KdError("batch norm can't train on a batch of one item", "use a larger --batch-size") from error
             raise
         seen = Step(batch, output, self.model, self.task, self.step, progress)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast() if self.options.precision != "fp32" else contextlib.nullcontext():
             loss = self.objective.loss(seen, counts)
         # gradients are averaged over processes, and the loss is a sum over them; a process without a batch only keeps step
-        share = self.accelerator.num_processes if counted else 0
-        self.accelerator.backward(loss if share == 1 else loss * share)
+        share = self.ranks if counted else 0
+        loss = loss if share == 1 else loss * share
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return seen
 
     def _update(self) -> None:
-        if self.accelerator.num_processes > 1:
+        if self.ranks > 1:
             for weight in self.beside:
                 weight.grad = None if weight.grad is None else self.accelerator.reduce(weight.grad, "mean")
         if self.options.clip is not None:
@@ -206,7 +210,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _unsynced(self) -> contextlib.AbstractContextManager:
-        return self.accelerator.no_sync(self.prepared) if self.accelerator.num_processes > 1 else contextlib.nullcontext()
+        return self.accelerator.no_sync(self.prepared) if self.ranks > 1 else contextlib.nullcontext()
 
     def _seed(self, epoch: int) -> int:
         return (self.context.seed * 1_000_003 + epoch) % 2**32
@@ -273,7 +277,7 @@ class _Loop:
         if not self.options.checkpoint and time.monotonic() - self.written < _WORTH_KEEPING_S:
             return
         tensors, numbers = pack(self.optimizer)
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        scaler = self.scaler.state_dict() if self.scaler is not None else None
         facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "first": self.record.first, "last": self.record.last, "optimizer": numbers, "scaler": scaler}
         facts |= {"judge": self.judge.state() if self.judge else None}
         groups = {"model": dict(changing(self.model)), "optimizer": tensors, "best": self.judge.best if self.judge else {}}
@@ -295,8 +299,8 @@ class _Loop:
         unpack(self.optimizer, group("optimizer"), facts["optimizer"])
         if self.judge:
             self.judge.load(facts["judge"], {name: tensor.to(self.device) for name, tensor in group("best").items()})
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step = facts["epoch"], facts["step"]
         self.record.first, self.record.last = facts["first"], facts["last"]
         self.context.note(f"resumed after epoch {self.epoch}")
