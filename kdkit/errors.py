@@ -31,6 +31,17 @@ class KdError(Exception):
     def _render_traceback_(self) -> list[str]:
         return [f"\x1b[31m{type(self).__name__}\x1b[0m: {self.message}", *(f"  hint: {hint}" for hint in self.hints)]
 
+    def inside(self, title: str) -> KdError:
+        """The same error, its message beginning with where it happened.
+
+        >>> KdError("the loss is not finite").inside("tune finetune").message
+        'tune finetune: the loss is not finite'
+        """
+        if title not in self.message:
+            self.message = f"{title}: {self.message}"
+            self.args = (self.message, *self.hints)
+        return self
+
     def with_hints(self, *hints: str) -> KdError:
         """The same error with more hints.
 
@@ -46,11 +57,16 @@ class Cancelled(KdError):
     """A stage was asked to stop and stopped; nothing was committed."""
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint naming the known words nearest to `word`, or an empty string.
 
     >>> did_you_mean("chanels", ["channels", "heads"])
     'did you mean channels?'
     """
-    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+    scored = sorted(((_likeness(word, name), name) for name in known), reverse=True)[:2]
+    near = [name for likeness, name in scored if likeness >= max(0.6, scored[0][0] - 0.1)]
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def _likeness(word: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, word.strip("-@"), name.strip("-@")).ratio()

@@ -84,7 +84,8 @@ def _transformed(stage: Stage, parent: Version, context: Context) -> nn.Module:
 def _protocol(stage: Stage, model: nn.Module, context: Context) -> nn.Module:
     try:
         return manager().hook.kdkit_run_stage(stage=stage, model=model, context=context)
-    except KdError:
+    except KdError as error:
+        error.inside(stage.title)
         raise
     except Exception as error:
         told = manager().each("kdkit_error_hints", _complain, error=error, stage=stage)
