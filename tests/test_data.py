@@ -378,6 +378,12 @@ def test_a_streamed_hugging_face_dataset_is_gone_through_again_and_again() -> No
     assert data.items is None
 
 
+def test_text_beside_the_tokens_of_an_item_is_left_out() -> None:
+    batch = adopt_data([{"input_ids": [1, 2], "sentence": "one two", "label": 0}, {"input_ids": [3], "sentence": "three", "label": 1}]).example()
+    assert sorted(batch.kwargs) == ["attention_mask", "input_ids"]
+    assert batch.labels.tolist() == [0, 1]
+
+
 def test_a_users_own_module_called_datasets_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Map, "__module__", "datasets")
     assert whole(adopt_data(Map(*pair(4))))[1].tolist() == [0, 1, 2, 3]
@@ -516,7 +522,7 @@ class Needy(nn.Module):
 
 
 def test_a_model_that_fits_gives_its_output_for_the_first_items() -> None:
-    assert try_call(Needy(), as_batch((X, X, Y))).shape == (2, 3)
+    assert try_call(Needy(), Batch((torch.zeros(9, 3), torch.zeros(9, 3)))).shape == (2, 3)
 
 
 def test_calling_leaves_modes_and_statistics_alone() -> None:

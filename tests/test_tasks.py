@@ -336,6 +336,12 @@ def test_how_items_are_batched_moves_no_figure(case: str, seed: int, items: int,
     assert kind.evaluate(outputs, adopt_data((inputs, labels), batch_size=size)) == pytest.approx(at_once, rel=1e-6, abs=1e-9)
 
 
+def test_small_losses_are_not_lost_beside_large_ones() -> None:
+    values = torch.tensor([2.0**24, 1.0, 1.0, 1.0]).view(4, 1)
+    kind = task("regression", loss=lambda prediction, labels: prediction[:, 0])
+    assert kind.evaluate(outputs, said(values, torch.zeros(4)))["loss"] == (2**24 + 3) / 4
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case != "neighbours"])
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
 def test_half_precision_outputs_have_float32_losses_of_the_numbers_they_hold(case: str, precision: torch.dtype) -> None:

@@ -138,7 +138,7 @@ def _hugging_face(obj: Any, batch_size: int) -> Data:
         tokenize = f"dataset.map(lambda rows: tokenizer(rows[{text[0]!r}], truncation=True), batched=True)"
         raise KdError(f"the dataset holds text ({', '.join(text)}), and a model wants tokens", f"tokenize it: {tokenize}")
     told = f"a Hugging Face dataset{f' ({chr(44).join(text)} left out)' if text else ''}"
-    ready = (obj.remove_columns(text) if text else obj).with_format("torch")
+    ready = obj.with_format("torch")
     if not hasattr(obj, "__len__"):
         return Data(lambda: DataLoader(ready, batch_size, collate_fn=collate_items), told)
     return Items(ready, told, batch_size, collate_items)
