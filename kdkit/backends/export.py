@@ -61,13 +61,26 @@ def to_onnx(model: nn.Module, example: Batch, attention: Literal["eager", "keep"
     model = _plain(model)
     example = _several(Batch(example.args, example.kwargs).to("cpu"))
     with exportable(model, attention):
-        output = example.call(model)
+        sample = example[:3] if example.size != 3 else example[:2]
+        output = _call(model, example)
         signature = Signature.of(model, example, output)
-        graph = _export(model, signature, example[: min(example.size, 3)], len(describe_output(output)[1]), opset)
+        _call(model, sample, f"the model runs on {example.size} items and not on {sample.size}", _FIXED)
+        graph = _export(model, signature, sample, len(describe_output(output)[1]), opset)
         exported = _wrap(graph, signature)
         for batch in _variants(example, exported):
             _check(model, exported, batch)
     return exported
+
+
+_FIXED = "its forward fixes the batch size: write x.flatten(1) or x.reshape(x.shape[0], -1) instead of a number"
+
+
+def _call(model: nn.Module, batch: Batch, problem: str = "the model can't be called with the example batch", hint: str = "") -> Any:
+    try:
+        return batch.call(model)
+    except Exception as error:  # whatever a user's forward raises
+        lines = str(error).strip().splitlines() or [""]
+        raise KdError(f"{type(model).__name__} can't be exported to ONNX: {problem}: {type(error).__name__}: {lines[0]}", hint) from error
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -182,7 +195,7 @@ def _wrap(graph: ModelProto, signature: Signature) -> OnnxModel:
         if first and not first[0].dim_param:
             raise KdError(
                 f"the model works only on batches of {first[0].dim_value} (input {item.name}), so it can't be exported for any batch size",
-                "its forward fixes the batch size: write x.flatten(1) or x.reshape(x.shape[0], -1) instead of a number",
+                _FIXED,
             )
     names = tuple(item.name for item in kept)
     unused = tuple(name for name in signature.inputs if name not in names)

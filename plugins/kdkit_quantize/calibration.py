@@ -68,8 +68,8 @@ class Histogram(Range):
     def update(self, values: np.ndarray) -> None:
         """See some more values."""
         super().update(values)
-        _, exponent = np.frexp(max(abs(self.lowest), abs(self.highest)))
-        while self.exponent < exponent:
+        peak = max(abs(self.lowest), abs(self.highest))
+        while peak and self.exponent < np.frexp(peak)[1]:
             self._widen()
         places = np.floor(values.ravel().astype(np.float64) / self.width).astype(np.int64) + self.bins
         self.counts += np.bincount(np.clip(places, 0, 2 * self.bins - 1), minlength=2 * self.bins)
