@@ -27,7 +27,6 @@ def load(shell: InteractiveShell) -> None:
         unload(shell)
     magics = _loaded[shell] = KdMagics(shell)
     shell.register_magics(magics)
-    shell.configurables.append(magics)  # type: ignore[arg-type]
     magics.matcher = matcher(shell)
     shell.Completer.custom_matchers.append(magics.matcher)
 
@@ -44,7 +43,7 @@ def unload(shell: InteractiveShell) -> None:
     shell.Completer.custom_matchers[:] = [item for item in shell.Completer.custom_matchers if item is not magics.matcher]
 
 
-def desk(shell: InteractiveShell) -> Desk:
+def desk_of(shell: InteractiveShell) -> Desk:
     """What the lines of this shell work with; made at the first of them, and kept when the extension is reloaded."""
     if shell not in _desks:
         from kdkit.notebook.desk import Desk

@@ -141,7 +141,7 @@ class _Words:
     def _spelled(self) -> dict[str, str]:
         from kdkit.lines import option, refers
 
-        return {option(name): name for owner in reversed(self.owners) for name in owner.model_fields if refers(owner, name) != "others"}
+        return {option(name): name for owner in self.owners for name in owner.model_fields if refers(owner, name) != "others"}
 
     def _owner(self, name: str) -> type[Settings]:
         return next(owner for owner in self.owners if name in owner.model_fields)

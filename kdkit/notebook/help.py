@@ -80,7 +80,7 @@ def of_verb(verb: type[Verb]) -> Page:
     words = [f"[{option(name).lstrip('-').upper()}]" if not verb.model_fields[name].is_required() else option(name).lstrip("-").upper() for name in verb.places]
     options = [*verb.places, *(name for name in verb.model_fields if name not in verb.places)]
     return Page(
-        " ".join(["%kd", *([] if verb.word() == "status" else [verb.word()]), *words]),
+        " ".join(["%kd", verb.word(), *words]),
         inspect.getdoc(verb) or "",
         options_of(verb, options) if options else "",
         Source(verb.sample),

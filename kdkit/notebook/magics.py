@@ -23,10 +23,10 @@ class KdMagics(Magics):
     @line_cell_magic
     def kd(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
         """Make a model smaller and faster: %kd help."""
-        from kdkit.notebook import desk
+        from kdkit.notebook import desk_of
 
         assert self.shell is not None
-        return desk(self.shell).execute(line, cell, local_ns or {}, quiet=self.quiet, debug=self.debug)
+        return desk_of(self.shell).execute(line, cell, local_ns or {}, quiet=self.quiet, debug=self.debug)
 
     @observe("stable")
     def _set_stable(self, change: dict[str, Any]) -> None:

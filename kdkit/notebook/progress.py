@@ -95,7 +95,7 @@ class Bar:
             def __repr__(self) -> str:
                 return "kdkit progress"
 
-        self._bar = ipywidgets.FloatProgress(0, 0, 1, layout={"width": "16em"})
+        self._bar = ipywidgets.FloatProgress(min=0, max=1, layout={"width": "16em"})
         # the bar has no role for screen readers; the label says the same in words
         self._label = ipywidgets.Label()
         self._box: Any = Box([self._bar, self._label])
@@ -107,7 +107,8 @@ class Bar:
 
             display(self._box)
             self._shown = True
-        self._bar.value, self._bar.max = min(progress.done, progress.total), progress.total or 1
+        self._bar.max = progress.total or 1
+        self._bar.value = min(progress.done, self._bar.max)
         self._label.value = text
 
     def end(self, text: str, failed: bool) -> None:

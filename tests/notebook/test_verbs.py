@@ -1,0 +1,264 @@
+"""The verbs, as a user writes them, on a real session."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit.notebook.help import overview
+from kdkit.notebook.verbs import Line, Verb, verbs
+from kdkit.stage import describe
+
+
+def test_every_verb_is_documented_with_an_example():
+    for word, verb in verbs().items():
+        assert describe(verb), word
+        assert f"%kd {word}" in verb.sample or word == "status", word
+        assert all(field.description for field in verb.model_fields.values()), word
+        assert not set(verb.model_fields) & set(Line.model_fields), word
+        assert set(verb.places) <= set(verb.model_fields), word
+
+
+def test_a_new_subclass_is_a_new_verb_everywhere(bare):
+    class Greet(Verb):
+        """Say hello."""
+
+        sample = "%kd greet"
+
+        def run(self, desk):
+            return "hello"
+
+    try:
+        assert bare.give("%kd greet") == "hello"
+        assert "greet" in bare.complete("%kd gr")
+        assert "Say hello." in repr(overview())
+    finally:
+        del Greet
+        __import__("gc").collect()
+    assert "greet" not in verbs()
+
+
+def test_status_without_a_model_says_how_to_begin(bare):
+    assert "%kd use" in repr(bare.give("%kd"))
+    assert "there is no model yet" in bare.fails("%kd undo").message
+
+
+def test_use_adopts_the_model_and_leaves_the_variable_alone(cells):
+    before = [weight.clone() for weight in cells.shell.user_ns["net"].parameters()]
+    cells.give("%kd tune finetune --steps 2 --learning-rate 0.1")
+    assert all(torch.equal(a, b) for a, b in zip(before, cells.shell.user_ns["net"].parameters(), strict=True))
+    assert cells.session.objects["train"].items == 32
+
+
+def test_use_takes_any_expression_and_any_other_object(cells):
+    cells.give("%kd use {type(net)(*net, net[1])} --eval {loaders['a b']} --as first --held {train} --seed 7 --measures parameters")
+    assert cells.session.head.name == "@first"
+    assert "held" in cells.session.objects
+    assert cells.session.settings["seed"] == 7
+
+
+def test_set_adds_and_none_takes_away(cells):
+    cells.give("%kd set --teacher big --calibration {train} --seed 3")
+    assert "teacher" in cells.session.objects
+    assert cells.session.settings["seed"] == 3
+    cells.give("%kd set --teacher {None}")
+    assert "teacher" not in cells.session.objects
+
+
+def test_a_wrong_set_changes_nothing(cells):
+    before = cells.session.objects, cells.session.settings
+    cells.fails("%kd set --seed 3 --backend nowhere")
+    assert (cells.session.objects, cells.session.settings) == before
+
+
+def test_a_stage_line_runs_one_stage(cells):
+    version = cells.give("r = %kd tune finetune --steps 1 --as tuned --seed 5\nr")
+    assert (version.name, version.seed, version.stage.steps) == ("@tuned", 5, 1)
+    assert cells.session.head is version
+    assert cells.give("%kd tune finetune --steps 1 --on @base").parent == 0
+
+
+def test_a_dry_run_predicts_and_runs_nothing(cells):
+    history = cells.session.history
+    plan = cells.give("%kd prune channels --ratio 0.5 --dry-run")
+    assert plan.steps[-1].parameters < plan.steps[0].parameters
+    assert cells.session.history is history
+
+
+def test_an_impossible_order_is_refused_before_anything_runs(cells):
+    history = cells.session.history
+    told = cells.fails("%%kd wrong\nconvert onnx\ntune finetune\n")
+    assert "step 2" in told.message
+    assert "convert onnx" in told.message
+    assert cells.session.history is history
+
+
+def test_a_cell_chains_stages_and_names_the_last_one(cells):
+    version = cells.give(
+        "%%kd small --seed 1\n# a comment\ntune finetune --steps 1   # another\n\ntogether:\n    distill soft --teacher {big} --steps 1\n    tune finetune\n"
+    )
+    assert version.name == "@small"
+    assert [each.seed for each in cells.session.versions[1:]] == [1, 1]
+    assert [each.id for each in version.stage.stages] == ["distill.soft", "tune.finetune"]
+    assert version.stage.stages[0].teacher == "big"
+
+
+def test_a_result_is_bound_by_o_in_lines_and_cells(cells):
+    cells.give("%%kd -o made\ntune finetune --steps 1\n")
+    assert cells.shell.user_ns["made"] is cells.session.head
+    cells.give("%kd pop @base -o copy")
+    assert isinstance(cells.shell.user_ns["copy"], nn.Module)
+    assert "not the name of a variable" in cells.fails("%kd undo -o 1x").message
+
+
+# objects by name
+
+
+def test_an_object_is_given_to_the_session_under_its_own_name(cells):
+    version = cells.give("%kd distill soft --teacher {big} --steps 1")
+    assert version.stage.teacher == "big"
+    assert cells.session.objects["big"] is cells.shell.user_ns["big"]
+
+
+def test_a_bare_name_of_a_variable_is_as_good(cells):
+    assert cells.give("%kd distill soft --teacher big --steps 1").stage.teacher == "big"
+
+
+def test_the_same_object_keeps_its_name_and_another_gets_a_new_one(cells):
+    assert cells.give("%kd tune finetune --steps 1 --data {train}").stage.data == "train"
+    assert cells.give("%kd tune finetune --steps 1 --data {loaders['a b']}").stage.data == "data_1"
+    assert cells.give("%kd tune finetune --steps 1 --data {loaders['a b']}").stage.data == "data_1"
+    cells.give("big2 = big; big = type(net)(*net)")
+    cells.give("%kd distill soft --teacher {big2} --steps 1")
+    cells.give("big2 = big")
+    assert cells.give("%kd distill soft --teacher {big2} --steps 1").stage.teacher == "big2_2"
+
+
+def test_a_version_is_named_by_its_object_too(cells):
+    cells.give("r = %kd tune finetune --steps 1 --as tuned")
+    cells.give("%kd undo")
+    assert cells.give("%kd tune finetune --steps 1 --on {r}").parent == cells.shell.user_ns["r"].number
+    assert cells.give("%kd distill soft --teacher {r} --steps 1").stage.teacher == "@1"
+    assert cells.give("%kd distill soft --teacher @tuned --steps 1").stage.teacher == "@tuned"
+
+
+@pytest.mark.parametrize("cell", ["%kd distill soft --teacher {big} --dry-run", "%kd distill soft --teacher {big} --steps 1 --data nothing"])
+def test_a_line_that_makes_nothing_leaves_no_object_behind(cells, cell):
+    objects = cells.session.objects
+    result = cells.shell.run_cell(cell)
+    assert "--dry-run" in cell or result.error_in_exec is not None
+    assert cells.session.objects is objects
+
+
+# moving about
+
+
+def test_undo_redo_go_by_steps_and_all_or_nothing(cells):
+    cells.give("%%kd\ntune finetune --steps 1\ntune finetune --steps 2\n")
+    assert cells.give("%kd undo 2").name == "@base"
+    assert cells.give("%kd redo").name == "@1"
+    history = cells.session.history
+    assert "nothing to undo" in cells.fails("%kd undo 5").message
+    assert cells.session.history is history
+
+
+def test_keep_labels_and_drop_frees(cells):
+    cells.give("%kd tune finetune --steps 1")
+    assert cells.give("%kd keep @1 --as good").name == "@good"
+    assert cells.give("%kd keep --as better").name == "@better"
+    cells.give("%kd drop @better")
+    assert cells.session.head.name == "@base"
+
+
+def test_compare_sorts_by_a_figure(cells):
+    cells.give("%kd prune channels --ratio 0.5 --as slim")
+    assert [version.name for version in cells.give("%kd compare").versions] == ["@base", "@slim"]
+    assert [version.name for version in cells.give("%kd compare @base @slim --by parameters").versions] == ["@slim", "@base"]
+    assert "no version has a figure 'speed'" in cells.fails("%kd compare --by speed").message
+
+
+def test_code_is_put_into_the_next_cell_and_makes_the_version_again(cells):
+    made = cells.give("%kd tune finetune --steps 1 --learning-rate 0.1 --as tuned")
+    weights = made.model.state_dict()
+    lines = cells.give("%kd code")
+    assert "%kd tune finetune --steps 1 --learning-rate 0.1" in lines
+    assert cells.shell.rl_next_input == lines
+    again = cells.give(lines)
+    assert again.number != made.number
+    assert all(torch.equal(weights[name], value) for name, value in again.model.state_dict().items())
+
+
+def test_save_load_and_a_new_notebook(cells, tmp_path):
+    cells.shell.push({"folder": str(tmp_path / "small one")})
+    cells.give("%kd tune finetune --steps 1 --as tuned")
+    written = cells.give("%kd save {folder} @tuned")
+    assert "@tuned was saved" in repr(written)
+    assert (tmp_path / "small one").is_dir()
+    assert cells.give(f"%kd load '{tmp_path / 'small one'}'").name == "@tuned"
+    cells.shell.run_line_magic("unload_ext", "kdkit")
+    from tests.notebook.conftest import Notebook
+
+    fresh = Notebook()
+    assert fresh.give(f"%kd load '{tmp_path / 'small one'}'").name == "@tuned"
+    assert fresh.session.head.label == "tuned"
+
+
+def test_a_recipe_runs(cells, tmp_path):
+    cells.give("%kd tune finetune --steps 1 --as tuned")
+    cells.session.recipe().save(tmp_path / "r.yaml")
+    version = cells.give(f"%kd run {tmp_path}/r.yaml --on @base --as again --seed 2")
+    assert (version.name, version.parent, version.seed) == ("@again", 0, 2)
+    assert "can't read" in cells.fails(f"%kd run {tmp_path}/none.yaml").message
+
+
+def test_help_and_list_know_every_technique(bare):
+    from kdkit.plugins import manager
+
+    listed = repr(bare.give("%kd list"))
+    for id, stage in manager().stages().items():
+        title = id.replace(".", " ", 1)
+        page = bare.give(f"%kd help {title}")
+        assert title in listed
+        assert all(f"--{name.replace('_', '-')}" in repr(page) for name in stage.model_fields)
+        assert describe(stage) in repr(page).replace("\n", " ")
+        assert page._repr_html_()
+    for word in verbs():
+        assert word in repr(bare.give(f"%kd help {word}"))
+    assert "prune channels" not in repr(bare.give("%kd list tune"))
+    assert "prune channels" in repr(bare.give("%kd help prune"))
+
+
+def test_plugins_can_be_blocked_and_brought_back(bare):
+    from kdkit.plugins import manager
+
+    try:
+        assert "blocked" in repr(bare.give("%kd plugins block tune"))
+        told = bare.fails("%kd tune finetune")
+        assert "no verb or family 'tune'" in told.message
+        assert any("tune" in hint and "blocked" in hint for hint in told.hints)
+    finally:
+        manager().unblock("tune")
+    assert "which one?" in bare.fails("%kd plugins block").message
+    assert "no plugin 'nope'" in bare.fails("%kd plugins block nope").message
+
+
+def test_the_doctor_tells_versions_and_the_machine(bare, monkeypatch):
+    told = repr(bare.give("%kd doctor"))
+    assert all(word in told for word in ("torch", "onnxruntime", "CUDA", "int8", "stopping a stage", "plugins"))
+    monkeypatch.setenv("KDKIT_STABLE", "1")
+    assert torch.__version__ not in repr(bare.give("%kd doctor"))
+
+
+@pytest.mark.parametrize(
+    "line", ["", "help", "help use", "help tune finetune", "list", "plugins", "doctor", "compare", "eval", "code", "tune finetune --dry-run", "undo", "redo"]
+)
+def test_what_a_verb_gives_has_text_and_html(cells, line):
+    cells.give("%kd tune finetune --steps 1")
+    cells.give("%kd undo")
+    if line == "undo":
+        cells.give("%kd redo")
+    result = cells.give(f"%kd {line}")
+    assert repr(result)
+    assert "0x" not in repr(result)
+    assert "<" in result._repr_html_()
