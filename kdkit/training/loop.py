@@ -278,7 +278,7 @@ class _Loop:
             return
         tensors, numbers = pack(self.optimizer)
         scaler = self.scaler.state_dict() if self.scaler is not None else None
-        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "first": self.record.first, "last": self.record.last, "optimizer": numbers, "scaler": scaler}
+        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "curve": self.record.curve, "optimizer": numbers, "scaler": scaler}
         facts |= {"judge": self.judge.state() if self.judge else None}
         groups = {"model": dict(changing(self.model)), "optimizer": tensors, "best": self.judge.best if self.judge else {}}
         groups |= {f"part{number}": dict(changing(part.modules)) for number, part in enumerate(self.parts.values())}
@@ -302,7 +302,7 @@ class _Loop:
         if self.scaler is not None:
             self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step = facts["epoch"], facts["step"]
-        self.record.first, self.record.last = facts["first"], facts["last"]
+        self.record.curve = [(steps, figures) for steps, figures in facts["curve"]]
         self.context.note(f"resumed after epoch {self.epoch}")
 
 

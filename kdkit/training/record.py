@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,12 +14,11 @@ class Record:
     """Collects the terms on the device; `flush` reads them all at once, so a step costs no wait for the device.
 
     Attributes:
-        first: the terms' means at the beginning, and `last`: at the end, by name.
+        curve: (steps, means of the terms over them) for each flush.
     """
 
     def __init__(self) -> None:
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
+        self.curve: list[tuple[int, dict[str, float]]] = []
         self._waiting: list[tuple[int, str, Tensor, float]] = []
 
     def add(self, step: int, name: str, value: Tensor, weight: float) -> None:
@@ -28,38 +26,50 @@ class Record:
         self._waiting.append((step, name, value.detach(), weight))
 
     def flush(self) -> dict[str, float]:
-        """The terms' means over the steps since the last flush, and `loss`, their weighted sum.
+        """The terms' means over the steps since the last flush, and `loss`, their weighted sum; the last ones if there were none.
 
         Raises:
             KdError: a value is not finite; the message names the first such term and step.
         """
         waiting, self._waiting = self._waiting, []
         if not waiting:
-            return dict(self.last)
+            return dict(self.curve[-1][1]) if self.curve else {}
         numbers = torch.stack([value.float() for _, _, value, _ in waiting]).tolist()
-        steps = len({step for step, *_ in waiting})
         sums: dict[str, float] = {"loss": 0.0}
         for (step, name, _, weight), number in zip(waiting, numbers, strict=True):
             if not math.isfinite(number):
                 raise KdError(f"the loss is not finite: {name} is {number} at step {step + 1}")
             sums[name] = sums.get(name, 0.0) + number
             sums["loss"] += weight * number
-        self.last = {name: total / steps for name, total in sums.items()}
-        self.first = self.first or self.last
-        return dict(self.last)
+        steps = len({step for step, *_ in waiting})
+        self.curve.append((steps, {name: total / steps for name, total in sums.items()}))
+        return dict(self.curve[-1][1])
 
     def summary(self) -> str:
-        """How each term went.
+        """How each term went, from the first fifth of the steps to the last.
 
         >>> record = Record()
-        >>> record.first, record.last = {"loss": 2.0}, {"loss": 0.5}
+        >>> record.curve = [(1, {"loss": 2.0}), (3, {"loss": 1.0}), (1, {"loss": 0.5})]
         >>> record.summary()
         'loss 2 -> 0.5'
         """
-        return ", ".join(f"{name} {self.first[name]:.3g} -> {value:.3g}" for name, value in _without_repeats(self.last).items() if name in self.first)
+        if not self.curve:
+            return ""
+        first, last = _beginning(self.curve), _beginning(self.curve[::-1])
+        # with a single term of weight 1 the loss says nothing new
+        names = [name for name in last if name != "loss" or len(set(last.values())) > 1 or len(last) == 1]
+        return ", ".join(f"{name} {first[name]:.3g} -> {last[name]:.3g}" for name in names if name in first)
 
 
-def _without_repeats(figures: Mapping[str, float]) -> dict[str, float]:
-    """With a single term the loss says it all, unless that term is weighted."""
-    same = len(figures) == 2 and len(set(figures.values())) == 1
-    return {name: value for name, value in figures.items() if not (same and name == "loss")}
+def _beginning(curve: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """The means over the first fifth of the steps, or a little more."""
+    left = sum(steps for steps, _ in curve) / 5
+    sums: dict[str, float] = {}
+    taken = 0
+    for steps, figures in curve:
+        for name, figure in figures.items():
+            sums[name] = sums.get(name, 0.0) + steps * figure
+        taken += steps
+        if taken >= left:
+            break
+    return {name: total / taken for name, total in sums.items()}
