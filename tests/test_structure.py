@@ -244,6 +244,13 @@ def test_masks_of_torch_prune_come_back_with_the_hook_that_applies_them():
     assert int((again.first.weight == 0).sum()) == again.first.weight.numel() // 2
 
 
+def test_a_masked_skeleton_loses_its_masks_where_the_saved_model_has_none():
+    skeleton = mlp()
+    prune.l1_unstructured(skeleton.first, "weight", 0.5)
+    again = assert_restored(mlp(), skeleton, batch("mlp"))
+    assert isinstance(again.first.weight, nn.Parameter)
+
+
 def test_attributes_of_every_plain_kind_come_back_as_they_were():
     model = mlp()
     model.facts = {"a": (1, [2.5, None]), 3: {"x", "y"}, "size": torch.Size([2]), "dtype": torch.int8, "device": torch.device("cpu"), "inf": float("-inf"), "$": 1}
