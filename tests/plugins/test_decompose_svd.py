@@ -178,6 +178,13 @@ def test_by_budget_gives_a_sharp_layer_less_than_a_flat_one():
     assert sum(price((16, 16), rank) for rank in ranks.values()) <= 256
 
 
+def test_by_budget_counts_what_a_singular_value_costs():
+    """64 parameters are left after rank 1 for both: one more of the wide layer, or the small one whole for 48."""
+    shapes = {"wide": (8, 56), "small": (8, 8)}
+    ranks = by_budget(shapes, {"wide": torch.linspace(1.2, 1.0, 8), "small": torch.ones(8)}, 144 / 512)
+    assert ranks == {"wide": 1, "small": 8}
+
+
 # the stage
 
 

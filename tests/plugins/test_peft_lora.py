@@ -59,6 +59,7 @@ def test_attached_and_untrained_the_model_gives_what_it_gave(name, options):
     adapted, _ = run(model, batch, train=False, **options)
     assert type(adapted) is type(model)
     assert adapters(adapted)
+    assert any("magnitude" in key for key in adapted.state_dict()) == options.get("dora", False)
     torch.testing.assert_close(output(adapted, batch), output(model, batch), atol=1e-6, rtol=1e-5)
     assert not any(module.training for module in adapted.modules())
 
@@ -187,6 +188,13 @@ def test_labels_are_needed_only_for_the_tasks_loss():
     assert Lora().needed() == Needs(example=True, train=True, labels=True, packages=("peft",))
     assert Lora(loss=0).needed() == Needs(example=True, train=True, packages=("peft",))
     assert Lora(train=False).needed() == Needs(example=True, packages=("peft",))
+
+
+@pytest.mark.parametrize("options", [{"loss": 0}, {"train": False}])
+def test_without_a_loss_of_its_own_it_looks_at_no_labels(options):
+    model = zoo.mlp()
+    part = Lora(**options).part(model, context(model, zoo.batch("mlp")))
+    assert list(part.terms(step=None)) == []
 
 
 def test_together_with_another_stage_its_loss_trains_the_adapters_alone():
