@@ -616,6 +616,15 @@ def test_outputs_that_are_probabilities_already_are_seen(model: nn.Module, ready
     assert ("probabilities already" in found.why) is ready
 
 
+class Balanced(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([[1.5, -0.5, 0.0]]).expand(len(x), 3)
+
+
+def test_logits_that_happen_to_sum_to_one_are_no_probabilities() -> None:
+    assert not guess_task(Balanced(), Batch((torch.zeros(4, 2),), labels=INTEGERS)).probabilities  # type: ignore[attr-defined]
+
+
 class FixedItems(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros(7, len(x), 3)
