@@ -98,15 +98,15 @@ def fill(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 
 def hollow(model: nn.Module) -> nn.Module:
-    """A copy of a model with zeros for its tensors, which take no memory until they are written.
+    """A copy of a model whose tensors hold nothing yet, on the CPU: their memory is not touched until it is written.
 
     Raises:
         KdError: the model can't be copied.
     """
     memo: dict[int, Any] = {}
     for tensor in _Survey(model).tensors.values():
-        zeros = torch.zeros_like(tensor.detach(), device="cpu")
-        memo[id(tensor)] = nn.Parameter(zeros, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else zeros
+        empty = torch.empty_like(tensor.detach(), device="cpu")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
