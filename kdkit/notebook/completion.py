@@ -17,7 +17,7 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from kdkit.stage import Settings
+    from kdkit.contract import Settings
 
 _COMMAND = re.compile(r"\s*(?:[^'\"=]+=\s*)?%kd\s(?P<rest>.*)", re.DOTALL)
 _CELL = re.compile(r"\s*%%kd(?:\s(?P<rest>.*))?\Z", re.DOTALL)
@@ -131,7 +131,7 @@ class _Words:
             yield from self._values(name)
 
     def _first(self) -> Iterator[Offer]:
-        from kdkit.stage import FAMILIES
+        from kdkit.contract import FAMILIES
 
         yield from ((word, "verb") for word in self.verbs)
         yield from ((family, "family") for family in dict.fromkeys(id.partition(".")[0] for id in _stages()) or FAMILIES)

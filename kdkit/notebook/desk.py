@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kdkit.context import Progress
     from kdkit.session import Session
-    from kdkit.stage import Settings
+    from kdkit.contract import Settings
 
 OBJECTS = ("model", "data", "function", "object", "others")
 """What a field may refer to that is an object of the notebook."""
@@ -182,10 +182,11 @@ class Desk:
         return self._name_for(value, word.source if word.source.isidentifier() else "", option)
 
     def _name_for(self, value: Any, identifier: str, option: str) -> str:
-        known = [name for name, held in (self._handed | self._new).items() if held is value]
+        objects = set(self.session.objects) if self.has_session else set()
+        known = [name for name, held in (self._handed | self._new).items() if held is value and name in objects | self._new.keys()]
         if known:
             return known[0]
-        taken = {*self._handed, *self._new, *(self.session.objects if self.has_session else ())}
+        taken = objects | self._new.keys()
         candidates = itertools.chain([identifier] if identifier else [], (f"{identifier or option}_{count}" for count in itertools.count(2 if identifier else 1)))
         name = next(name for name in candidates if name not in taken)
         self._new[name] = value

@@ -17,7 +17,7 @@ from kdkit.lines import read_options, silenced, split
 from kdkit.notebook.verbs import Apply, Line, Running, Status, Verb, verbs
 from kdkit.pipeline import Pipeline
 from kdkit.plugins import manager
-from kdkit.stage import Settings, Stage
+from kdkit.contract import Settings, Stage
 
 if TYPE_CHECKING:
     from kdkit.notebook.desk import Desk

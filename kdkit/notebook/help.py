@@ -12,7 +12,7 @@ from kdkit.notebook.page import Page, Source
 from kdkit.notebook.verbs import Line, Running, Verb, verbs
 from kdkit.pipeline import in_words
 from kdkit.plugins import manager
-from kdkit.stage import FAMILIES, Settings, Stage, describe
+from kdkit.contract import FAMILIES, Settings, Stage, describe
 from kdkit.table import Table
 
 _GRAMMAR = """%kd VERB ..., or %kd FAMILY TECHNIQUE --option value: one line, one thing done.

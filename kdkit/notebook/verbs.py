@@ -13,7 +13,7 @@ from kdkit.errors import KdError, did_you_mean
 from kdkit.notebook.page import Page, Source, Written
 from kdkit.pipeline import Pipeline
 from kdkit.plugins import manager
-from kdkit.stage import Settings, param
+from kdkit.contract import Settings, param
 from kdkit.table import Table
 
 if TYPE_CHECKING:
@@ -308,9 +308,19 @@ class Code(Verb):
     version: str | None = param(None, "the head when not said", refers="version")
 
     def run(self, desk: Desk) -> Source:
-        lines = desk.session.code(self.version)
+        lines = _one_cell(desk.session, self.version) or desk.session.code(self.version)
         desk.shell.set_next_input(lines, replace=False)
         return Source(lines)
+
+
+def _one_cell(session: Session, version: str | None) -> str:
+    """The stages as one `%%kd` cell, where a group among them wants one and one seed made them all; else nothing."""
+    line = session.history.lineage(session.version(version))
+    made = [each for each in line if each.stage is not None and not each.inserted]
+    if len({each.seed for each in made}) != 1 or not any("\n" in each.stage.line() for each in made if each.stage):
+        return ""
+    start = next(each for each in reversed(line[: line.index(made[0])]) if not each.inserted)
+    return f"%%kd {made[-1].label} --on {start.name} --seed {made[0].seed}\n{session.recipe(version).lines()}".replace("%%kd  ", "%%kd ")
 
 
 class Save(Verb):

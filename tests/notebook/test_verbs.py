@@ -8,7 +8,7 @@ from torch import nn
 
 from kdkit.notebook.help import overview
 from kdkit.notebook.verbs import Line, Verb, verbs
-from kdkit.stage import describe
+from kdkit.contract import describe
 
 
 def test_every_verb_is_documented_with_an_example():
@@ -64,6 +64,7 @@ def test_set_adds_and_none_takes_away(cells):
     assert cells.session.settings["seed"] == 3
     cells.give("%kd set --teacher {None}")
     assert "teacher" not in cells.session.objects
+    assert cells.give("%kd distill soft --teacher {big} --steps 1").stage.teacher == "big"
 
 
 def test_a_wrong_set_changes_nothing(cells):
@@ -187,6 +188,15 @@ def test_code_is_put_into_the_next_cell_and_makes_the_version_again(cells):
     again = cells.give(lines)
     assert again.number != made.number
     assert all(torch.equal(weights[name], value) for name, value in again.model.state_dict().items())
+
+
+def test_code_with_a_group_is_one_cell_that_runs(cells):
+    cells.give("%kd tune finetune --steps 1 --seed 2")
+    made = cells.give("%%kd small --seed 2\ntogether:\n    distill soft --steps 1\n    tune finetune\n")
+    lines = cells.give("%kd code")
+    assert lines.startswith("%%kd small --on @base --seed 2\ntune finetune --steps 1\ntogether:\n")
+    again = cells.give(lines)
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in made.model.state_dict().items())
 
 
 def test_save_load_and_a_new_notebook(cells, tmp_path):
