@@ -24,13 +24,7 @@ from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.data import Batch
 from kdkit.models import traits_of
 from tests import zoo
-
-
-@functools.cache
-def exported(name: str) -> tuple[nn.Module, OnnxModel]:
-    """A model of the zoo and its ONNX form; neither is changed by a test."""
-    model = zoo.MODELS[name]()
-    return model, to_onnx(model, zoo.batch(name))
+from tests.onnx_zoo import pair as exported
 
 
 def tensors(output) -> list[torch.Tensor]:
@@ -261,7 +255,13 @@ def test_untying_gives_every_product_a_constant_of_its_own():
 
 def test_nodes_are_named_after_their_modules():
     _, onnx = exported("cnn")
-    assert [module_of(node) for node in onnx.graph().graph.node if node.op_type == "Conv"] == ["stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"]
+    assert [module_of(node) for node in onnx.graph().graph.node if node.op_type == "Conv"] == [
+        "stem",
+        "blocks.0.conv1",
+        "blocks.0.conv2",
+        "blocks.1.conv1",
+        "blocks.1.conv2",
+    ]
     _, bert = exported("tiny_bert")
     assert "bert.encoder.layer.1.intermediate.dense" in {module_of(node) for node in bert.graph().graph.node if node.op_type == "MatMul"}
 
@@ -472,7 +472,7 @@ def test_cuda_runs_a_copy_or_says_why_not():
         assert next(model.parameters()).device.type == "cpu"
     else:
         assert "CUDA" in backend.unavailable()
-        with pytest.raises(KdError, match="backend cuda: .*CUDA"), backend.runner(model):
+        with pytest.raises(KdError, match=r"backend cuda: .*CUDA"), backend.runner(model):
             pass
 
 

@@ -14,7 +14,7 @@ from kdkit.backends.graph import count_macs, numel, weights_of
 from kdkit.backends.signature import Signature, build_output
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.stage import Trait
+from kdkit.contract import Trait
 
 if TYPE_CHECKING:
     from onnx import ModelProto

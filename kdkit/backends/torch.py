@@ -17,7 +17,7 @@ from kdkit.backends import Backend
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import evaluating, traits_of
-from kdkit.stage import Trait
+from kdkit.contract import Trait
 
 
 class TorchBackend(Backend):

@@ -114,7 +114,7 @@ def entropy_threshold(magnitudes: np.ndarray, levels: int, step: int | None = No
     steps, each spread evenly over its non-empty bins (Migacz, "8-bit inference with TensorRT", GTC 2017).
 
     >>> entropy_threshold(np.array([50, 30, 12, 5, 2, 1, 0, 0]), levels=4, step=1)
-    6
+    4
     """
     used = int(np.flatnonzero(magnitudes).max(initial=0)) + 1
     if used <= levels:

@@ -82,6 +82,7 @@ class Int8Stage(Stage):
             KdError: nothing, or a pattern that means no layer.
         """
         untie_transposed(model.graph)
+        del model.graph.value_info[:]  # stale shapes make onnxruntime's quantizer fail
         operators, every = self.chosen_operators(model), layers_of(model)
         among = chosen([layer for layer in every if layer.operator in operators], self.layers, self.skip)
         left = [layer for layer in every if layer not in among]

@@ -6,6 +6,7 @@ The right choice for convolutional nets. Ranges: smallest and largest value (min
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -48,6 +49,12 @@ class Static(Int8Stage):
         "auto", "8-bit operators (smaller file) or pairs of quantize and dequantize; auto: operators where they run", advanced=True
     )
 
+    def check(self, model: nn.Module, context: Context) -> Iterable[str]:
+        """Options that can't go together."""
+        yield from super().check(model, context)
+        if self.layout == "u8u8" and self.form == "operators":
+            yield "quantize static: --layout u8u8 --form operators: 8-bit convolutions take s8 weights; use --form pairs"
+
     def usual(self, model: ModelProto) -> tuple[str, ...]:
         """For a transformer the products with weights; otherwise all that runs in 8 bits."""
         return ("MatMul", "Gemm", "Gather") if multiplies_activations(model) else (*_WEIGHTED, "Gather", *_BETWEEN)
@@ -77,7 +84,7 @@ class Static(Int8Stage):
     def _form(self, attention: bool) -> str:
         if self.form != "auto":
             return self.form
-        plain = self.types()[0].name == "QUInt8" and self.activations == "asymmetric" and self.weights == "symmetric"
+        plain = [each.name for each in self.types()] == ["QUInt8", "QInt8"] and self.activations == "asymmetric" and self.weights == "symmetric"
         return "operators" if plain and not attention else "pairs"
 
     def _watched(self, plan: Plan) -> list[str]:
