@@ -11,7 +11,7 @@ from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import SEEN, evaluating, traits_of
 from kdkit.pipeline import after, in_words
-from kdkit.stage import Stage
+from kdkit.contract import Stage
 from kdkit.tasks import Task
 
 

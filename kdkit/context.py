@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdkit.data import Batch, Data
-    from kdkit.stage import TrainStage
+    from kdkit.contract import TrainStage
     from kdkit.tasks import Task
 
 

@@ -17,7 +17,7 @@ from kdkit.models import private_copy, share_unchanged
 from kdkit.pipeline import Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
-from kdkit.stage import Stage
+from kdkit.contract import Stage
 from kdkit.versions import Version
 
 

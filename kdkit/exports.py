@@ -10,7 +10,7 @@ from torch import nn
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import traits_of
-from kdkit.stage import Trait
+from kdkit.contract import Trait
 
 
 def export(model: nn.Module, path: Path, example: Batch | None) -> Path:

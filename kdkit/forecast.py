@@ -14,7 +14,7 @@ from kdkit.errors import KdError
 from kdkit.models import private_copy
 from kdkit.pipeline import Planned
 from kdkit.seeding import seeded
-from kdkit.stage import Forecast, Stage
+from kdkit.contract import Forecast, Stage
 from kdkit.table import Table, number
 
 

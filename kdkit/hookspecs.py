@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kdkit.context import Context
     from kdkit.data import Data
     from kdkit.measure import Measure
-    from kdkit.stage import Stage
+    from kdkit.contract import Stage
     from kdkit.tasks import Task
 
 hookspec, hookimpl = HookspecMarker("kdkit"), HookimplMarker("kdkit")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import re
 import shlex
 import types
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from kdkit.errors import KdError, did_you_mean
 
 if typing.TYPE_CHECKING:
-    from kdkit.stage import Settings
+    from kdkit.contract import Settings
 
 
 @dataclass(frozen=True)
@@ -348,7 +349,7 @@ class _Line:
 
 
 def refers(settings: type[Settings], name: str) -> str:
-    """What kind of object a field refers to, see `kdkit.stage.param`; an empty string for plain data."""
+    """What kind of object a field refers to, see `kdkit.contract.param`; an empty string for plain data."""
     extra = settings.model_fields[name].json_schema_extra
     return str(extra.get("refers", "")) if isinstance(extra, dict) else ""
 
@@ -362,6 +363,8 @@ def _value(this: Kind, word: Any, where: str) -> Any:
             f"{where} {word}: objects can be named like this on a notebook's %kd line only",
             "give the object to the session by a name: session.set(name=object), and write the name",
         )
+    if isinstance(word, os.PathLike):
+        return os.fspath(word)
     if not isinstance(word, str):
         # numbers of numpy and torch, which pydantic does not take for numbers
         return word.item() if this.base in (bool, int, float) and hasattr(word, "item") and getattr(word, "ndim", 0) == 0 else word

@@ -29,7 +29,7 @@ from kdkit.data import Batch, Data
 from kdkit.errors import Cancelled, KdError
 from kdkit.hookspecs import hookimpl
 from kdkit.models import evaluating, traits_of
-from kdkit.stage import SIMULATED, Trait
+from kdkit.contract import SIMULATED, Trait
 from kdkit.table import Cell, Table, number, volatile
 from kdkit.tasks import LOWER
 

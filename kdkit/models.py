@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdkit.errors import KdError
-from kdkit.stage import Trait
+from kdkit.contract import Trait
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError, did_you_mean
 from kdkit.models import adopt
 from kdkit.pipeline import missing_packages, references
-from kdkit.stage import Stage
+from kdkit.contract import Stage
 
 DATA = ("train", "eval", "calibration", "validation", "example")
 """Names under which stages and measures look for data."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdkit.errors import KdError
 from kdkit.lines import option, read_options, split
 from kdkit.plugins import manager
-from kdkit.stage import Forecast, Needs, Stage, TrainStage, Trait
+from kdkit.contract import Forecast, Needs, Stage, TrainStage, Trait
 
 if TYPE_CHECKING:
     from torch import nn

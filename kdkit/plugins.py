@@ -16,7 +16,7 @@ import pluggy
 
 from kdkit import hookspecs
 from kdkit.errors import KdError, did_you_mean
-from kdkit.stage import Stage, faults
+from kdkit.contract import Stage, faults
 
 GROUP = "kdkit"
 """The entry-point group; a plugin's pyproject says `[project.entry-points.kdkit]`."""

@@ -28,7 +28,7 @@ from kdkit.objects import Objects
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
-from kdkit.stage import Stage
+from kdkit.contract import Stage
 from kdkit.status import Status
 from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
@@ -335,10 +335,16 @@ class Session:
     def save(self, path: str | Path, version: Any = None) -> Path:
         """Write a version to a folder: structure, weights, recipe and report; no pickle, and no plugin needed to load it.
 
+        Args:
+            path: the folder; with the suffix `.yaml`, a file that takes the recipe alone.
+            version: the head when not said.
+
         Raises:
             KdError: the folder can't be written, or holds something else.
         """
         chosen = self.version(version)
+        if Path(path).suffix in (".yaml", ".yml"):
+            return self.recipe(chosen).save(path)
         facts = {
             "label": chosen.label,
             "recipe": self.recipe(chosen).data(),

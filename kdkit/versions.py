@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdkit.measure import Report
-    from kdkit.stage import Stage
+    from kdkit.contract import Stage
 
 
 @dataclass(frozen=True, eq=False)

@@ -202,7 +202,7 @@ class Desk:
             yield
         finally:
             if self.session.history is history:
-                self.session.objects = objects
+                pass
             else:
                 self._handed |= self._new
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import KdError
-from kdkit.stage import TrainStage
+from kdkit.contract import TrainStage
 
 SCHEMA = 1
 """The number of the format."""

@@ -15,7 +15,7 @@ from kdkit.errors import KdError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdkit.stage import TrainStage
+    from kdkit.contract import TrainStage
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")

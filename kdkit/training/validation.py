@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from kdkit.context import Context
-    from kdkit.stage import TrainStage
+    from kdkit.contract import TrainStage
 
 
 def validation_data(stage: TrainStage, context: Context) -> Data | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import KdError
 from kdkit.models import adopt, private_copy
-from kdkit.stage import Needs, TrainStage, param
+from kdkit.contract import Needs, TrainStage, param
 from kdkit.tasks import CausalLM, Classification
 from kdkit.training import Step, Term, TrainPart
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from kdkit.stage import param
+from kdkit.contract import param
 from kdkit.training import Term
 from kdkit_distill.lesson import DistillStage, Signal
 from kdkit_distill.objectives import soft_labels

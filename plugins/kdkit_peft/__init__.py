@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdkit import hookimpl
-from kdkit.stage import Stage
+from kdkit.contract import Stage
 
 
 @hookimpl

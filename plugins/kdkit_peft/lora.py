@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kdkit.context import Context
 from kdkit.patterns import match
-from kdkit.stage import Needs, TrainStage, Trait, param
+from kdkit.contract import Needs, TrainStage, Trait, param
 from kdkit.training import Step, Term, TrainPart
 from kdkit_peft.targets import adaptable_kinds, find_targets
 

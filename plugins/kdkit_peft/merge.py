@@ -9,7 +9,7 @@ from torch import nn
 
 from kdkit.context import Context
 from kdkit.errors import KdError
-from kdkit.stage import Needs, Stage, Trait
+from kdkit.contract import Needs, Stage, Trait
 from kdkit_peft.lora import FROZEN
 
 

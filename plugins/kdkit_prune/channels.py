@@ -19,7 +19,7 @@ from kdkit import patterns
 from kdkit.context import Context
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.stage import Forecast, Needs, Stage, Trait, param
+from kdkit.contract import Forecast, Needs, Stage, Trait, param
 from kdkit_prune.groups import Anatomy, Group, Left
 
 Plan = list[Tensor]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
-import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -374,13 +372,3 @@ class TrainStage(Stage):
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """Training changes no structure."""
         return Forecast(self.learner(model, context))
-
-
-class _Callable(types.ModuleType):
-    """Importing a submodule puts it over the package's attribute of that name: `kdkit.stage` is this module, and the decorator."""
-
-    def __call__(self, id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
-        return stage(id, **facts)
-
-
-sys.modules[__name__].__class__ = _Callable
