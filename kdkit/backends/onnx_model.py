@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kdkit.backends.graph import count_macs, numel, weights_of
 from kdkit.backends.signature import Signature, build_output
+from kdkit.contract import Trait
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.contract import Trait
 
 if TYPE_CHECKING:
     from onnx import ModelProto

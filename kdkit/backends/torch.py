@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.backends import Backend
+from kdkit.contract import Trait
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import evaluating, traits_of
-from kdkit.contract import Trait
 
 
 class TorchBackend(Backend):

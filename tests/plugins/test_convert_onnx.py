@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from kdkit_convert.onnx import Onnx
 
 from kdkit import Context, KdError, Trait
 from kdkit.backends.onnxruntime import OnnxModel
 from kdkit.data import adopt_data
 from kdkit.models import traits_of
 from kdkit.tasks import Classification
+from kdkit_convert.onnx import Onnx
 from tests import zoo
 from tests.onnx_zoo import exported
 

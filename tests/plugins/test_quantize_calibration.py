@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from kdkit_quantize.calibration import Histogram, Range, calibrate, divergence, entropy_threshold
 
 from kdkit import Batch, Context, KdError
 from kdkit.backends.onnxruntime import to_onnx
 from kdkit.tasks import Classification
+from kdkit_quantize.calibration import Histogram, Range, calibrate, divergence, entropy_threshold
 from tests import zoo
 
 values = arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e3, 1e3, width=32))

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from kdkit_quantize import machine
-from kdkit_quantize.dynamic import Dynamic
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -12,11 +10,13 @@ from kdkit import Context, KdError, Trait
 from kdkit.backends.graph import packed_of
 from kdkit.backends.onnxruntime import Int8Backend, OnnxModel, to_onnx
 from kdkit.backends.signature import describe_output
+from kdkit.contract import faults
 from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.data import Batch
 from kdkit.models import traits_of
-from kdkit.contract import faults
 from kdkit.tasks import Classification
+from kdkit_quantize import machine
+from kdkit_quantize.dynamic import Dynamic
 from tests import zoo
 from tests.onnx_zoo import exported
 

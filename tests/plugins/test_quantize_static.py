@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from kdkit_quantize.static import Static
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -13,11 +12,12 @@ from kdkit import Context, KdError, Trait
 from kdkit.backends.graph import packed_of
 from kdkit.backends.onnxruntime import OnnxModel
 from kdkit.backends.signature import describe_output
+from kdkit.contract import faults
 from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.data import Batch, adopt_data
 from kdkit.models import traits_of
-from kdkit.contract import faults
 from kdkit.tasks import Classification
+from kdkit_quantize.static import Static
 from tests import zoo
 from tests.onnx_zoo import exported
 
