@@ -19,7 +19,7 @@ from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.measure import BUILT_IN, Figure, Measure, Report, Subject, interleave, measure, rapl, resize
-from kdkit.stage import Trait
+from kdkit.contract import Trait
 from kdkit.tasks import CausalLM, Classification, Embedding
 from tests import zoo
 

@@ -7,7 +7,7 @@ import pytest
 
 from kdkit import KdError, Stage, hookimpl, param, plugins
 from kdkit.plugins import Manager, manager
-from kdkit.stage import faults, stage
+from kdkit.contract import faults, stage
 
 
 class Good(Stage):

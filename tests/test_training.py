@@ -21,7 +21,7 @@ from kdkit.context import Context
 from kdkit.data import Batch, Data, Items, adopt_data
 from kdkit.data.sets import Rows
 from kdkit.errors import Cancelled, KdError
-from kdkit.stage import TrainStage
+from kdkit.contract import TrainStage
 from kdkit.tasks import CausalLM, Classification, Regression, Task
 from kdkit.training import Step, Term, TrainPart, fit
 from kdkit.training.checkpoint import snapshot
@@ -543,7 +543,7 @@ def test_data_without_labels_is_refused_before_training() -> None:
         id: ClassVar[str] = "tune.labelled"
 
         def needed(self) -> Any:
-            from kdkit.stage import Needs
+            from kdkit.contract import Needs
 
             return Needs(train=True, labels=True)
 

@@ -19,7 +19,7 @@ from kdkit.context import Context
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.models import traits_of
-from kdkit.stage import Needs, faults
+from kdkit.contract import Needs, faults
 from kdkit.tasks import Regression
 from tests import zoo
 

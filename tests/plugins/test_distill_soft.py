@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kdkit.context import Context
 from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import Cancelled, KdError
-from kdkit.stage import Needs
+from kdkit.contract import Needs
 from kdkit.tasks import CausalLM, Classification, Embedding, Regression, Task
 from kdkit.training import fit
 
@@ -425,7 +425,7 @@ def test_any_callable_module_can_teach() -> None:
 
 
 def test_the_rule_of_every_stage_holds() -> None:
-    from kdkit.stage import faults
+    from kdkit.contract import faults
 
     made: list[Callable] = [Soft, Finetune]
     assert [list(faults(each)) for each in made] == [[], []]

@@ -15,7 +15,7 @@ from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.models import traits_of
 from kdkit.pipeline import after
-from kdkit.stage import Needs, faults
+from kdkit.contract import Needs, faults
 from kdkit.structure import describe, fill, hollow, rebuild, tensors
 from kdkit.tasks import guess_task
 from tests import zoo

@@ -13,7 +13,7 @@ from torch import nn
 from kdkit.context import Context
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
-from kdkit.stage import Trait, faults
+from kdkit.contract import Trait, faults
 from kdkit.structure import describe
 from kdkit.tasks import Classification
 from tests import zoo

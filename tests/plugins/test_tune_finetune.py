@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdkit.context import Context
 from kdkit.data import adopt_data
 from kdkit.errors import KdError
-from kdkit.stage import Needs
+from kdkit.contract import Needs
 from kdkit.tasks import Classification
 
 
