@@ -202,7 +202,7 @@ class Desk:
             yield
         finally:
             if self.session.history is history:
-                pass
+                self.session.objects = objects
             else:
                 self._handed |= self._new
 
