@@ -645,7 +645,7 @@ HEADS = [
     ("ForSequenceClassification", {"num_labels": 3}, None, "classification", "accuracy"),
     ("ForSequenceClassification", {"num_labels": 1}, None, "regression", "rmse"),
     ("ForSequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}, None, "multilabel", "f1"),
-    ("ForSequenceClassification", {"num_labels": 1, "problem_type": "single_label_classification"}, None, "classification", "accuracy"),
+    ("ForSequenceClassification", {"num_labels": 1, "problem_type": "multi_label_classification"}, None, "multilabel", "f1"),
     ("ForTokenClassification", {}, None, "token-classification", "accuracy"),
     ("ForMaskedLM", {}, None, "token-classification", "accuracy"),
     ("LMHeadModel", {"is_decoder": True}, None, "causal-lm", "perplexity"),
