@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdkit.errors import KdError
 from kdkit.contract import Trait
+from kdkit.errors import KdError
+from kdkit.restoring import restored
 
 
 @contextlib.contextmanager
@@ -26,17 +27,19 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
-    try:
+
+    def put_back() -> None:
+        for module, mode in modes:
+            module.training = mode
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
+
+    with restored(put_back):
         for module, _ in modes:
             module.training = False
         for weight, _ in flags:
             weight.requires_grad_(False)
         yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for weight, flag in flags:
-            weight.requires_grad_(flag)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy
 import torch
 
+from kdkit.restoring import restored
+
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -19,12 +21,13 @@ def seeded(seed: int) -> Iterator[None]:
     True
     """
     python, array = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
+
+    def put_back() -> None:
+        random.setstate(python)
+        numpy.random.set_state(array)
+
+    with restored(put_back), torch.random.fork_rng():
         random.seed(seed)
         numpy.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(array)
+        yield

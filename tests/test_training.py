@@ -6,26 +6,26 @@ import copy
 import json
 import math
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdkit.context import Context
+from kdkit.contract import TrainStage
 from kdkit.data import Batch, Data, Items, adopt_data
 from kdkit.data.sets import Rows
 from kdkit.errors import Cancelled, KdError
-from kdkit.contract import TrainStage
 from kdkit.tasks import CausalLM, Classification, Regression, Task
 from kdkit.training import Step, Term, TrainPart, fit
 from kdkit.training.checkpoint import snapshot
 from kdkit.training.schedules import rate
+from tests.test_interrupts import interrupted, moments
 
 
 class Labels(TrainPart):
@@ -413,6 +413,15 @@ def test_an_accelerator_of_the_users_own_is_left_alone() -> None:
     AcceleratorState._reset_state(True)
 
 
+def test_it_trains_also_where_gradients_are_off() -> None:
+    on, off = net(), net()
+    fit(on, [stage_of()], context())
+    with torch.no_grad():
+        fit(off, [stage_of()], context())
+        assert not torch.is_grad_enabled()
+    assert torch.equal(weights(on), weights(off))
+
+
 def test_frozen_weights_do_not_move() -> None:
     model = net()
     model[0].requires_grad_(False)
@@ -700,39 +709,24 @@ def test_only_the_newest_epoch_is_kept_and_nothing_in_it_is_a_pickle(tmp_path: P
 # Faults at any point -------------------------------------------------------------------------------------------------
 
 
-class Interrupted:
-    """Raises KeyboardInterrupt at the n-th line that runs inside the loop's own modules."""
-
-    def __init__(self, at: int):
-        self.left = at
-
-    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
-        if "kdkit/training" not in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 900))
-def test_an_interrupt_at_any_line_leaves_no_trace_in_accelerate(at: int) -> None:
+def test_an_interrupt_at_any_moment_leaves_no_trace() -> None:
     from accelerate.state import AcceleratorState, PartialState
 
-    model, before, tracer = net(), random.getstate(), sys.gettrace()
-    sys.settrace(Interrupted(at))
-    try:
-        fit(model, [stage_of(epochs=2, precision="bf16")], context())
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(tracer)
-    assert random.getstate() == before
-    assert not AcceleratorState._shared_state
-    assert not PartialState._shared_state
+    stage, run = stage_of(epochs=2, precision="bf16"), context()
+
+    def train() -> None:
+        fit(net(), [stage], run)
+
+    expected = weights(fit(net(), [stage], run))
+    for moment in moments(train):
+        before = random.getstate()
+        interrupted(train, moment)
+        assert random.getstate() == before
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        assert not AcceleratorState._shared_state
+        assert not PartialState._shared_state
+    assert torch.equal(weights(fit(net(), [stage], run)), expected)
 
 
 # Several processes ---------------------------------------------------------------------------------------------------

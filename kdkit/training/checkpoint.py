@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import KdError
 from kdkit.contract import TrainStage
+from kdkit.errors import KdError
 
 SCHEMA = 1
 """The number of the format."""

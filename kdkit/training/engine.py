@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdkit.errors import KdError
+from kdkit.restoring import restored
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +36,13 @@ def engine(device: str, precision: str) -> Iterator[Accelerator]:
     if precision == "fp16" and torch.device(device).type == "cpu":
         raise KdError("--precision fp16 needs a GPU", "--precision bf16 works on a CPU too")
     kept: list[tuple[Any, dict]] = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, GradientState, PartialState)]
-    try:
+
+    def put_back() -> None:
+        for shared, before in kept:
+            shared.clear()
+            shared.update(before)
+
+    with restored(put_back), modes_restored(torch.device(device).type):
         for shared, _ in kept:
             shared.clear()
         with _on(device):
@@ -44,10 +51,32 @@ def engine(device: str, precision: str) -> Iterator[Accelerator]:
             except ValueError as error:
                 raise KdError(f"--precision {precision} can't be used on {device}: {error}", "--precision fp32 works everywhere") from error
         yield made
-    finally:
-        for shared, before in kept:
-            shared.clear()
-            shared.update(before)
+
+
+@contextlib.contextmanager
+def modes_restored(device: str) -> Iterator[None]:
+    """Gradients on; afterwards torch's modes as they were.
+
+    An interrupt on the way out of `no_grad` or `autocast` would leave them on for the rest of the kernel's life, and under
+    autocast all later training would see stale copies of its weights.
+    """
+    gradients, casts, depth = torch.is_grad_enabled(), torch.is_autocast_enabled(device), _autocast_depth()
+
+    def put_back() -> None:
+        torch.set_grad_enabled(gradients)
+        torch.set_autocast_enabled(device, casts)
+        while _autocast_depth() > depth:
+            torch.autocast_decrement_nesting()
+            torch.clear_autocast_cache()
+
+    with restored(put_back):
+        torch.set_grad_enabled(True)
+        yield
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 @contextlib.contextmanager

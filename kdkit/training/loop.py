@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdkit.contract import TrainStage
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
 from kdkit.seeding import seeded
-from kdkit.contract import TrainStage
 from kdkit.training.checkpoint import Checkpoint, changing, identity, pack, restore, unpack
 from kdkit.training.engine import engine, optimizer_of, unmarked
 from kdkit.training.objective import Counts, Objective

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,17 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kdkit_distill.objectives import soft_labels
-from kdkit_distill.soft import Soft
-from kdkit_tune.finetune import Finetune
 from torch import Tensor, nn
 
 from kdkit.context import Context
+from kdkit.contract import Needs
 from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import Cancelled, KdError
-from kdkit.contract import Needs
 from kdkit.tasks import CausalLM, Classification, Embedding, Regression, Task
 from kdkit.training import fit
+from kdkit_distill.objectives import soft_labels
+from kdkit_distill.soft import Soft
+from kdkit_tune.finetune import Finetune
+from tests.test_interrupts import interrupted, moments
 
 
 def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -210,37 +210,16 @@ def test_the_teacher_is_as_before_to_the_bit() -> None:
     assert fingerprint(teacher) == before
 
 
-class Interrupted:
-    """Raises KeyboardInterrupt at the n-th line that runs in the kit or the plugin."""
+def test_the_teacher_is_as_before_after_an_interrupt_at_any_moment() -> None:
+    teacher = training_teacher()
+    before, run = fingerprint(teacher), context(teacher=teacher)
 
-    def __init__(self, at: int):
-        self.left = at
-
-    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
-        if "kdkit" not in frame.f_code.co_filename or "kdkit/data" in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 900))
-def test_the_teacher_is_as_before_after_an_interrupt_at_any_line(at: int) -> None:
-    teacher, tracer = training_teacher(), sys.gettrace()
-    before = fingerprint(teacher)
-    run = context(teacher=teacher)
-    sys.settrace(Interrupted(at))
-    try:
+    def train() -> None:
         fit(net(0), [Soft()], run)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(tracer)
-    assert fingerprint(teacher) == before
+
+    for moment in moments(train):
+        interrupted(train, moment)
+        assert fingerprint(teacher) == before
 
 
 def test_the_teacher_is_as_before_when_the_user_cancels() -> None:
