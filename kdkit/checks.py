@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdkit.contract import Stage
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import SEEN, evaluating, traits_of
 from kdkit.pipeline import after, in_words
-from kdkit.contract import Stage
 from kdkit.tasks import Task
 
 
@@ -59,11 +59,7 @@ def unchanged(model: nn.Module, other: nn.Module) -> bool:
     >>> unchanged(net, net)
     True
     """
-    if hasattr(model, "kdkit_same_as"):
-        return model.kdkit_same_as(other)
-    if [(name, type(module), repr(module.extra_repr())) for name, module in model.named_modules()] != [
-        (name, type(module), repr(module.extra_repr())) for name, module in other.named_modules()
-    ]:
+    if _modules(model) != _modules(other) or getattr(model, "onnx", None) != getattr(other, "onnx", None):
         return False
     mine, theirs = model.state_dict(), other.state_dict()
     return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)

@@ -13,8 +13,8 @@ from kdkit.errors import Cancelled, KdError
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdkit.data import Batch, Data
     from kdkit.contract import TrainStage
+    from kdkit.data import Batch, Data
     from kdkit.tasks import Task
 
 

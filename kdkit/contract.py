@@ -311,7 +311,7 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
         annotations = dict.fromkeys(body, ClassVar) | {item.name: item.annotation for item in options}
         body |= {item.name: _declared(item) for item in options}
         body |= {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__, "__annotations__": annotations}
-        made = type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)
+        made: type[Stage] = type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)  # type: ignore[misc]
         manager().offer(made)
         return made
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from kdkit.checks import check_result
 from kdkit.context import Context, Progress
+from kdkit.contract import Stage
 from kdkit.errors import Cancelled, KdError
 from kdkit.measure import Report
 from kdkit.models import private_copy, share_unchanged
 from kdkit.pipeline import Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
-from kdkit.contract import Stage
 from kdkit.versions import Version
 
 

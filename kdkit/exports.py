@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from kdkit.contract import Trait
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import traits_of
-from kdkit.contract import Trait
 
 
 def export(model: nn.Module, path: Path, example: Batch | None) -> Path:

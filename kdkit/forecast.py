@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from kdkit.context import Context
+from kdkit.contract import Forecast, Stage
 from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import private_copy
 from kdkit.pipeline import Planned
 from kdkit.seeding import seeded
-from kdkit.contract import Forecast, Stage
 from kdkit.table import Table, number
 
 

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
     from kdkit.backends import Backend
     from kdkit.context import Context
+    from kdkit.contract import Stage
     from kdkit.data import Data
     from kdkit.measure import Measure
-    from kdkit.contract import Stage
     from kdkit.tasks import Task
 
 hookspec, hookimpl = HookspecMarker("kdkit"), HookimplMarker("kdkit")
+
+
+# mypy: disable-error-code="empty-body"
 
 
 @hookspec

@@ -24,12 +24,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from kdkit.contract import SIMULATED, Trait
 from kdkit.counting import Traffic, count_macs, count_parameters, device_of, size_bytes, traffic
 from kdkit.data import Batch, Data
 from kdkit.errors import Cancelled, KdError
 from kdkit.hookspecs import hookimpl
 from kdkit.models import evaluating, traits_of
-from kdkit.contract import SIMULATED, Trait
 from kdkit.table import Cell, Table, number, volatile
 from kdkit.tasks import LOWER
 
@@ -178,7 +178,7 @@ class Subject:
 
     Attributes:
         model: the version's.
-        task: how its outputs are judged.
+        task: how its outputs are judged; None where there is no data to tell.
         data: to judge it on; None where there is none.
         example: a batch to call it with; None where there is none.
         backend: where it runs.
@@ -189,7 +189,7 @@ class Subject:
     """
 
     model: nn.Module
-    task: Task
+    task: Task | None
     data: Data | None
     example: Batch | None
     backend: Backend
@@ -449,7 +449,7 @@ def _throughput(subject: Subject) -> Figure | None:
 def _quality(subject: Subject) -> list[Figure]:
     """All the metrics of the task on the evaluation data, its own metric first."""
     task, data = subject.task, subject.data
-    if data is None:
+    if data is None or task is None:
         return []
     items = 0
     with subject.running() as call:
@@ -466,14 +466,14 @@ def _quality(subject: Subject) -> list[Figure]:
 
 def _agreement(subject: Subject) -> Figure | None:
     """How far the version's outputs on the evaluation data are those of the original, which runs in torch as it is."""
-    original = subject.original
-    if subject.data is None or original is None:
+    task, original = subject.task, subject.original
+    if subject.data is None or task is None or original is None:
         return None
     total, count = 0.0, 0
     with subject.running() as call, evaluating(original):
         for batch in subject.data.batches():
-            same = subject.task.agreement(call(batch), _on_cpu(batch.to(device_of(original)).call(original)), batch)
-            real = subject.task.mask(batch)
+            same = task.agreement(call(batch), _on_cpu(batch.to(device_of(original)).call(original)), batch)
+            real = task.mask(batch)
             same = same if real is None or real.shape != same.shape else same[real]
             total, count = total + same.double().sum().item(), count + same.numel()
     return Figure("agreement", total / count, n=count) if count else None

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from kdkit.contract import Stage
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError, did_you_mean
 from kdkit.models import adopt
 from kdkit.pipeline import missing_packages, references
-from kdkit.contract import Stage
 
 DATA = ("train", "eval", "calibration", "validation", "example")
 """Names under which stages and measures look for data."""

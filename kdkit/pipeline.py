@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kdkit.contract import Forecast, Needs, Stage, TrainStage, Trait
 from kdkit.errors import KdError
 from kdkit.lines import option, read_options, split
 from kdkit.plugins import manager
-from kdkit.contract import Forecast, Needs, Stage, TrainStage, Trait
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,15 +147,17 @@ class Pipeline:
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if split(line)]
         for number, line in lines:
             try:
-                inside = bool(blocks) and isinstance(blocks[-1], list) and line[:1].isspace()
+                group = blocks[-1] if blocks else None
                 if split(line) == ["together:"]:
                     blocks.append([])
-                elif inside:
-                    blocks[-1].append(read(line))  # type: ignore[union-attr]
+                elif isinstance(group, list) and line[:1].isspace():
+                    group.append(read(line))
                 else:
                     blocks.append(read(line))
             except KdError as error:
-                raise error if len(lines) == 1 else KdError(f"line {number}: {error.message}", *error.hints) from error
+                if len(lines) == 1:
+                    raise
+                raise KdError(f"line {number}: {error.message}", *error.hints) from error
         stages = [Together(stages=tuple(block)) if isinstance(block, list) else block for block in blocks]
         return cls(tuple(stages), name)
 
@@ -243,9 +245,14 @@ def read_stage(words: Sequence[Any], resolve: Any = lambda stage, name, word: wo
     return made.build(title, read_options(made, words[2:], title, lambda name, word: resolve(made, name, word)))
 
 
-def fits(stage: Stage, traits: frozenset[str]) -> bool:
+def fits(stage: Stage | type[Stage], traits: frozenset[str]) -> bool:
     """Whether a stage may follow a model of these traits."""
     return set(stage.requires) <= traits and not set(stage.forbids) & traits
+
+
+def follows(stage: Stage | type[Stage], traits: frozenset[str]) -> bool:
+    """Whether a stage may follow a model of these traits, with bridges where they are known."""
+    return fits(stage, traits) or bridge(stage, traits) is not None
 
 
 def after(stage: Stage, traits: frozenset[str]) -> frozenset[str]:
@@ -253,7 +260,7 @@ def after(stage: Stage, traits: frozenset[str]) -> frozenset[str]:
     return (traits | frozenset(stage.adds)) - frozenset(stage.removes)
 
 
-def bridge(stage: Stage, traits: frozenset[str]) -> list[Stage] | None:
+def bridge(stage: Stage | type[Stage], traits: frozenset[str]) -> list[Stage] | None:
     """The shortest chain of bridging stages after which `stage` fits; None if there is none."""
     known = [made() for made in manager().stages().values() if made.bridge]
     chains: list[tuple[list[Stage], frozenset[str]]] = [([], traits)]
@@ -334,7 +341,7 @@ def references(stage: Stage) -> Iterator[tuple[str, str, str]]:
     """(option, kind, name) for each object of the session that a stage names."""
     for each in stage.stages if isinstance(stage, Together) else (stage,):
         for name, info in type(each).model_fields.items():
-            kind = (info.json_schema_extra or {}).get("refers", "")  # type: ignore[union-attr]
+            kind = (info.json_schema_extra or {}).get("refers", "")
             value = getattr(each, name)
             if kind and kind != "layers" and value:
                 yield option(name), kind, value

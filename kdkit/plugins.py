@@ -15,8 +15,8 @@ from typing import Any
 import pluggy
 
 from kdkit import hookspecs
-from kdkit.errors import KdError, did_you_mean
 from kdkit.contract import Stage, faults
+from kdkit.errors import KdError, did_you_mean
 
 GROUP = "kdkit"
 """The entry-point group; a plugin's pyproject says `[project.entry-points.kdkit]`."""
@@ -151,7 +151,7 @@ class Manager(pluggy.PluginManager):
         return [plugin for plugin in self._plugins.values() if plugin.status == "broken"]
 
     def block(self, name: str) -> list[Plugin]:
-        """Take a plugin out, by its name or its distribution's, until `unblock` or the end of the session."""
+        """Take a plugin out, by its name or its distribution's, until `allow` or the end of the session."""
         found = self._named(name)
         for plugin in found:
             if self.has_plugin(plugin.name):
@@ -160,7 +160,7 @@ class Manager(pluggy.PluginManager):
         self._stages = None
         return self._named(name)
 
-    def unblock(self, name: str) -> list[Plugin]:
+    def allow(self, name: str) -> list[Plugin]:
         """Load a blocked plugin again."""
         for plugin in self._named(name):
             if plugin.status != "ok" and plugin.name in self._entries:

@@ -27,7 +27,12 @@ def seeded(seed: int) -> Iterator[None]:
         numpy.random.set_state(array)
 
     with restored(put_back), torch.random.fork_rng():
-        random.seed(seed)
-        numpy.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        seed_all(seed)
         yield
+
+
+def seed_all(seed: int) -> None:
+    """Seed random, numpy and torch (every device), within a block that puts the user's sequences back."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -17,6 +17,7 @@ from torch import nn
 
 from kdkit import store, tasks
 from kdkit.context import Context, Progress
+from kdkit.contract import Stage
 from kdkit.data import Data, adopt_data, try_call
 from kdkit.errors import KdError, did_you_mean
 from kdkit.execution import make, raise_problems
@@ -28,7 +29,6 @@ from kdkit.objects import Objects
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
-from kdkit.contract import Stage
 from kdkit.status import Status
 from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
@@ -156,7 +156,7 @@ class Session:
             try_call(self.original, example)
         elif named is None:
             return None
-        found = tasks.guess_task(self.original, example) if named is None else named
+        found = named if named is not None else tasks.guess_task(self.original, example)  # type: ignore[arg-type]
         return tasks.task(found, loss=settings["loss"], metric=settings["metric"])
 
     def backend_for(self, model: nn.Module) -> Backend:
@@ -383,7 +383,7 @@ class Session:
             given: data and settings, as for `Session`.
         """
         model, facts = store.load(path, skeleton)
-        session = cls(model, **({"label": facts.get("label") or "base"} | given))
+        session = cls(model, **{"label": facts.get("label") or "base", **given})
         session.history = session.history.replaced(_told(session.head, facts, f"load {path}"))
         return session
 

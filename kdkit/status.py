@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kdkit.objects import DATA
-from kdkit.pipeline import bridge, fits
+from kdkit.pipeline import follows
 from kdkit.plugins import manager
 from kdkit.versions import Listing
 
@@ -40,7 +40,7 @@ class Status:
         """Techniques that could follow the head now, with a bridge where one is known, as "family technique"."""
         traits = self.session.head.traits
         offered = [stage for stage in manager().stages().values() if not stage.bridge]
-        return [stage.id.replace(".", " ", 1) for stage in offered if fits(stage, traits) or bridge(stage, traits) is not None]
+        return [stage.id.replace(".", " ", 1) for stage in offered if follows(stage, traits)]
 
     def __repr__(self) -> str:
         return f"{self.listing!r}\nnext: {', '.join(self.next) or 'nothing fits'}"

@@ -18,7 +18,7 @@ _SYMBOLS = ("", "B", "s", "J")
 _DIVISIBLE = {"s": ("s", 1.0), "ms": ("s", 1e-3), "us": ("s", 1e-6), "J": ("J", 1.0), "mJ": ("J", 1e-3)}
 
 
-def number(value: float, unit: str = "") -> str:
+def number(value: float | None, unit: str = "") -> str:
     """A figure in three significant digits, with a decimal prefix where it helps.
 
     Args:
@@ -116,7 +116,7 @@ class Table:
 def _text(cell: Any) -> str:
     """One line, whatever the cell is."""
     if cell is None or (isinstance(cell, (int, float)) and not isinstance(cell, bool)):
-        return number(cell)  # type: ignore[arg-type]
+        return number(cell)
     return " ".join(str(cell.text() if hasattr(cell, "text") else cell).split())
 
 

@@ -13,8 +13,8 @@ from kdkit.table import Cell, Table
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdkit.measure import Report
     from kdkit.contract import Stage
+    from kdkit.measure import Report
 
 
 @dataclass(frozen=True, eq=False)

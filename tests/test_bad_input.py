@@ -120,7 +120,7 @@ def test_a_model_quantized_by_torch_is_seen_to_be_so():
 
 
 def test_a_loss_that_is_no_number_stops_the_stage_with_the_step(session):
-    session.set(loss=lambda prediction, labels: (prediction.sum(1) * float("nan")))
+    session.set(loss=lambda prediction, labels: prediction.sum(1) * float("nan"))
     before = session.history
     with pytest.raises(KdError, match="(?i)nan|finite") as caught:
         session.run("tune finetune --steps 3")

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from kdkit.contract import Settings, Stage, param
 from kdkit.errors import KdError
 from kdkit.lines import Kind, Reference, field_faults, kind, option, read_options, silenced, split, write_options
 from kdkit.plugins import manager
-from kdkit.contract import Settings, Stage, param
 
 NASTY = some.text(alphabet=some.one_of(some.sampled_from("'\"{}#$@;=- \\\t\n%!`*~"), some.characters(codec="utf-8")), max_size=12)
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdkit import measure as measuring
+from kdkit.contract import Trait
 from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.measure import BUILT_IN, Figure, Measure, Report, Subject, interleave, measure, rapl, resize
-from kdkit.contract import Trait
 from kdkit.tasks import CausalLM, Classification, Embedding
 from tests import zoo
 

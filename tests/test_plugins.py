@@ -6,8 +6,8 @@ import pluggy
 import pytest
 
 from kdkit import KdError, Stage, hookimpl, param, plugins
-from kdkit.plugins import Manager, manager
 from kdkit.contract import faults, stage
+from kdkit.plugins import Manager, manager
 
 
 class Good(Stage):
@@ -104,7 +104,7 @@ def test_blocking_one_of_them_ends_the_conflict_and_unknown_names_are_told(monke
     with pytest.raises(KdError, match="no family 'prune'") as caught:
         fresh.stage("prune.channels")
     assert any("(prune) may offer more, but is blocked" in hint for hint in caught.value.hints)
-    assert [plugin.status for plugin in fresh.unblock("prune")] == ["ok"]
+    assert [plugin.status for plugin in fresh.allow("prune")] == ["ok"]
     assert "prune.channels" in fresh.stages()
     with pytest.raises(KdError, match="no plugin 'prun'") as caught:
         fresh.block("prun")

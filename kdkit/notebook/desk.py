@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from kdkit.context import Progress
-    from kdkit.session import Session
     from kdkit.contract import Settings
+    from kdkit.session import Session
 
 OBJECTS = ("model", "data", "function", "object", "others")
 """What a field may refer to that is an object of the notebook."""

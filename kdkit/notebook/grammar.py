@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kdkit.contract import Settings, Stage
 from kdkit.errors import KdError, did_you_mean
 from kdkit.lines import read_options, silenced, split
 from kdkit.notebook.verbs import Apply, Line, Running, Status, Verb, verbs
 from kdkit.pipeline import Pipeline
 from kdkit.plugins import manager
-from kdkit.contract import Settings, Stage
 
 if TYPE_CHECKING:
     from kdkit.notebook.desk import Desk

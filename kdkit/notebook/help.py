@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from kdkit.contract import FAMILIES, Settings, Stage, describe
 from kdkit.errors import KdError, did_you_mean
 from kdkit.lines import kind, option, refers
 from kdkit.notebook.page import Page, Source
 from kdkit.notebook.verbs import Line, Running, Verb, verbs
 from kdkit.pipeline import in_words
 from kdkit.plugins import manager
-from kdkit.contract import FAMILIES, Settings, Stage, describe
 from kdkit.table import Table
 
 _GRAMMAR = """%kd VERB ..., or %kd FAMILY TECHNIQUE --option value: one line, one thing done.

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from kdkit.contract import Settings, param
 from kdkit.errors import KdError, did_you_mean
 from kdkit.notebook.page import Page, Source, Written
 from kdkit.pipeline import Pipeline
 from kdkit.plugins import manager
-from kdkit.contract import Settings, param
 from kdkit.table import Table
 
 if TYPE_CHECKING:
@@ -385,7 +385,7 @@ class Plugins(Verb):
         if self.action != "list":
             if self.name is None:
                 raise KdError(f"plugins {self.action}: which one?", f"%kd plugins {self.action} NAME", "%kd plugins lists them")
-            {"block": manager().block, "unblock": manager().unblock}[self.action](self.name)
+            {"block": manager().block, "unblock": manager().allow}[self.action](self.name)
         return plugins()
 
 

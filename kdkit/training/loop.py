@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdkit.contract import TrainStage
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
-from kdkit.seeding import seeded
+from kdkit.seeding import seed_all, seeded
 from kdkit.training.checkpoint import Checkpoint, changing, identity, pack, restore, unpack
 from kdkit.training.engine import engine, optimizer_of, unmarked
 from kdkit.training.objective import Counts, Objective
@@ -150,8 +150,8 @@ class _Loop:
         if self.options.resume:
             self._resume()
         while self.step < self.steps and not (self.judge and self.judge.stopped):
-            with seeded(self._seed(self.epoch)):
-                self._run_epoch()
+            seed_all(self._seed(self.epoch))
+            self._run_epoch()
             self.epoch += 1
             for part in self.parts.values():
                 part.after_epoch(self.epoch)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from kdkit.context import Context
+from kdkit.contract import Forecast, Needs, Stage, Trait, param
 from kdkit.errors import KdError
 from kdkit.patterns import match
-from kdkit.contract import Forecast, Needs, Stage, Trait, param
 from kdkit.usage import Usage, linear_kinds, usage
 from kdkit_decompose.factors import Linear, Moment, decompose, product, singular_values, watch_inputs
 from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdkit.contract import Needs, TrainStage, param
 from kdkit.errors import KdError
 from kdkit.models import adopt, private_copy
-from kdkit.contract import Needs, TrainStage, param
 from kdkit.tasks import CausalLM, Classification
 from kdkit.training import Step, Term, TrainPart
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdkit.context import Context
-from kdkit.patterns import match
 from kdkit.contract import Needs, TrainStage, Trait, param
+from kdkit.patterns import match
 from kdkit.training import Step, Term, TrainPart
 from kdkit_peft.targets import adaptable_kinds, find_targets
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from kdkit.context import Context
-from kdkit.errors import KdError
 from kdkit.contract import Needs, Stage, Trait
+from kdkit.errors import KdError
 from kdkit_peft.lora import FROZEN
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from kdkit import patterns
 from kdkit.context import Context
+from kdkit.contract import Forecast, Needs, Stage, Trait, param
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.contract import Forecast, Needs, Stage, Trait, param
 from kdkit_prune.groups import Anatomy, Group, Left
 
 Plan = list[Tensor]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from kdkit.patterns import match
 from kdkit.contract import Needs, TrainStage, param
+from kdkit.patterns import match
 from kdkit.training import Step, Term, TrainPart
 
 if TYPE_CHECKING:

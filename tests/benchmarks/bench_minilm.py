@@ -67,9 +67,15 @@ def main(rounds: int) -> None:
         ids = torch.randint(1000, 20000, (batch, tokens), generator=torch.Generator().manual_seed(0))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         with torch.no_grad():
-            times = in_turn({name: (lambda model=model, given=inputs: model(**given)) for name, model in models.items()}, rounds, 20 if batch * tokens < 64 else 8 if batch == 1 else 2)
+            times = in_turn(
+                {name: (lambda model=model, given=inputs: model(**given)) for name, model in models.items()},
+                rounds,
+                20 if batch * tokens < 64 else 8 if batch == 1 else 2,
+            )
         int8 = times["kdkit int8"]
-        rows.append([f"{batch} x {tokens}", *(f"{value:.2f}" for value in times.values()), f"{times['onnxruntime fp32'] / int8:.2f}x", f"{times['torch eager fp32'] / int8:.2f}x"])
+        rows.append(
+            [f"{batch} x {tokens}", *(f"{value:.2f}" for value in times.values()), f"{times['onnxruntime fp32'] / int8:.2f}x", f"{times['torch eager fp32'] / int8:.2f}x"]
+        )
     facts = {
         "n": f"{rounds} rounds, {len(texts)} sentences",
         "cosine": f"{cosine:.4f}",

@@ -60,7 +60,12 @@ def main(folder: Path, rounds: int) -> None:
     rows = []
     for name, model in models.items():
         classes = top1(model, images)
-        row = [name, f"{(classes == labels).float().mean():.3f}", f"{(classes == reference).float().mean():.3f}", f"{count_macs(model, Batch((images[:1],))) / 1e6:.1f} M"]
+        row = [
+            name,
+            f"{(classes == labels).float().mean():.3f}",
+            f"{(classes == reference).float().mean():.3f}",
+            f"{count_macs(model, Batch((images[:1],))) / 1e6:.1f} M",
+        ]
         row += [f"{size_bytes(model):,}", f"{size_bytes(net) / size_bytes(model):.2f}x"]
         for size in (1, 32):
             mine = times[size][name]

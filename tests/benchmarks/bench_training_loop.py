@@ -23,8 +23,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from kdkit_distill.soft import Soft
-from kdkit_tune.finetune import Finetune
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,6 +30,8 @@ from kdkit.context import Context
 from kdkit.data import adopt_data
 from kdkit.tasks import Classification
 from kdkit.training import Step, Term, TrainPart, fit
+from kdkit_distill.soft import Soft
+from kdkit_tune.finetune import Finetune
 
 SEED, BATCH, RATE = 0, 64, 0.01
 TEMPERATURE, ALPHA = 4.0, 0.9

@@ -49,5 +49,9 @@ def machine() -> str:
     """The processor, and how many cores of it there are."""
     import os
 
-    found = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
+    found = (
+        [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     return f"{found[0] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,7 +1,8 @@
 from typing import ClassVar
 
-from kdkit import Stage, hookimpl
 from torch import nn
+
+from kdkit import Stage, hookimpl
 
 
 class Output(Stage):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from kdkit.contract import describe
 from kdkit.notebook.help import overview
 from kdkit.notebook.verbs import Line, Verb, verbs
-from kdkit.contract import describe
 
 
 def test_every_verb_is_documented_with_an_example():
@@ -248,7 +248,7 @@ def test_plugins_can_be_blocked_and_brought_back(bare):
         assert "no verb or family 'tune'" in told.message
         assert any("tune" in hint and "blocked" in hint for hint in told.hints)
     finally:
-        manager().unblock("tune")
+        manager().allow("tune")
     assert "which one?" in bare.fails("%kd plugins block").message
     assert "no plugin 'nope'" in bare.fails("%kd plugins block nope").message
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from kdkit_decompose.factors import Moment, decompose, factorize, matrix, watch_inputs
-from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
-from kdkit_decompose.svd import Svd
 from torch import nn
 
 from kdkit.context import Context
+from kdkit.contract import Needs, faults
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.models import traits_of
-from kdkit.contract import Needs, faults
 from kdkit.tasks import Regression
+from kdkit_decompose.factors import Moment, decompose, factorize, matrix, watch_inputs
+from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
+from kdkit_decompose.svd import Svd
 from tests import zoo
 
 

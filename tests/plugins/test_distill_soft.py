@@ -212,10 +212,10 @@ def test_the_teacher_is_as_before_to_the_bit() -> None:
 
 def test_the_teacher_is_as_before_after_an_interrupt_at_any_moment() -> None:
     teacher = training_teacher()
-    before, run = fingerprint(teacher), context(teacher=teacher)
+    before, run, student = fingerprint(teacher), context(teacher=teacher), net(0)
 
     def train() -> None:
-        fit(net(0), [Soft()], run)
+        fit(student, [Soft()], run)
 
     for moment in moments(train):
         interrupted(train, moment)

@@ -6,18 +6,18 @@ import copy
 
 import pytest
 import torch
-from kdkit_peft.lora import Lora
-from kdkit_peft.merge import Merge
 from torch import nn
 
 from kdkit.context import Context
+from kdkit.contract import Needs, faults
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.models import traits_of
 from kdkit.pipeline import after
-from kdkit.contract import Needs, faults
 from kdkit.structure import describe, fill, hollow, rebuild, tensors
 from kdkit.tasks import guess_task
+from kdkit_peft.lora import Lora
+from kdkit_peft.merge import Merge
 from tests import zoo
 
 NAMES = ["mlp", "cnn", "tiny_bert", "tiny_llama", "tiny_gpt2"]

@@ -6,16 +6,16 @@ import copy
 
 import pytest
 import torch
-from kdkit_peft.lora import Lora
-from kdkit_peft.merge import Merge
 from torch import nn
 
 from kdkit.context import Context
+from kdkit.contract import Trait, faults
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
-from kdkit.contract import Trait, faults
 from kdkit.structure import describe
 from kdkit.tasks import Classification
+from kdkit_peft.lora import Lora
+from kdkit_peft.merge import Merge
 from tests import zoo
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdkit_prune.channels import Channels
 from torch import Tensor, nn
 
 from kdkit.context import Context
@@ -18,6 +17,7 @@ from kdkit.counting import count_macs, count_parameters
 from kdkit.data import Batch
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import Classification
+from kdkit_prune.channels import Channels
 from tests import zoo
 
 IMAGES = Batch((torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(5)),))

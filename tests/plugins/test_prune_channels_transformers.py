@@ -8,7 +8,6 @@ import re
 
 import pytest
 import torch
-from kdkit_prune.channels import Channels
 from torch import Tensor, nn
 
 from kdkit.context import Context
@@ -16,6 +15,7 @@ from kdkit.counting import count_macs, count_parameters
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM
+from kdkit_prune.channels import Channels
 from tests import zoo
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(3))

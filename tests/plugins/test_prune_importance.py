@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kdkit_prune import importance
-from kdkit_prune.groups import Group, Part, axis_of, cut, part, silence, weights_of
-from kdkit_prune.selection import ratios, removable, select, smallest
 from torch import nn
 
 from kdkit.data import Batch
 from kdkit.tasks import Classification
+from kdkit_prune import importance
+from kdkit_prune.groups import Group, Part, axis_of, cut, part, silence, weights_of
+from kdkit_prune.selection import ratios, removable, select, smallest
 
 UNITS = 6
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdkit_tune.finetune import Finetune
 from torch import Tensor, nn
 
 from kdkit.context import Context
+from kdkit.contract import Needs
 from kdkit.data import adopt_data
 from kdkit.errors import KdError
-from kdkit.contract import Needs
 from kdkit.tasks import Classification
+from kdkit_tune.finetune import Finetune
 
 
 def net(seed: int = 0) -> nn.Module:

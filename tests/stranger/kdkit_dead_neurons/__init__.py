@@ -12,7 +12,8 @@ def kdkit_stages():
 
 @hookimpl
 def kdkit_measures():
-    from kdkit.measure import Measure
     from torch import nn
+
+    from kdkit.measure import Measure
 
     return [Measure("linear layers", "", "lower", lambda subject: sum(isinstance(module, nn.Linear) for module in subject.model.modules()))]

@@ -1,10 +1,12 @@
 """Dead neurons: a hidden neuron whose outgoing weights are all small can go, and its bias moves on."""
 
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from kdkit import KdError, Stage, Trait, param
 from torch import nn
+
+from kdkit import KdError, Stage, Trait, param
 
 
 class DeadNeurons(Stage):
@@ -33,7 +35,7 @@ def _pairs(model: nn.Module):
     for parent in model.modules():
         if isinstance(parent, nn.Sequential):
             linears = [module for module in parent if isinstance(module, nn.Linear)]
-            yield from zip(linears, linears[1:], strict=False)
+            yield from pairwise(linears)
 
 
 def _keep(layer: nn.Linear, alive: torch.Tensor, dim: int) -> None:
