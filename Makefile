@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: demo test lab bench lint clean
+
+.PHONY: demo test lab notebooks bench lint clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kdkit wants Python 3.11 or newer; say which with make PYTHON=...")'
@@ -23,15 +24,18 @@ lab: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
-	KDKIT_STABLE=1 $(BIN)/python -m pytest -p no:doctest -n 2 --dist loadfile --nbval --nbval-cell-timeout 300 notebooks
-	
+	KDKIT_STABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 300 notebooks/*.ipynb
+
+notebooks: $(VENV)/ready
+	for notebook in notebooks/*.ipynb; do KDKIT_STABLE=1 $(BIN)/python -m notebooks.execute $$notebook notebooks || exit 1; done
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/ready
-	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	for bench in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do $(BIN)/python -m tests.benchmarks.$$bench || exit 1; done
 
 clean:
 	rm -rf $(VENV) build

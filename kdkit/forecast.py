@@ -15,7 +15,7 @@ from kdkit.errors import KdError
 from kdkit.models import private_copy
 from kdkit.pipeline import Planned
 from kdkit.seeding import seeded
-from kdkit.table import Table, number
+from kdkit.table import Cell, Table, number
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Plan:
     @property
     def table(self) -> Table:
         """A row a step, the first one being where it begins."""
-        rows = [[step.line, number(step.parameters), number(step.size_bytes, "B"), number(step.macs)] for step in self.steps]
-        return Table(["step", "parameters", "size", "MACs"], rows, "predicted; nothing was run")
+        rows = [[step.line, Cell(number(step.parameters)), Cell(number(step.size_bytes, "B")), Cell(number(step.macs))] for step in self.steps]
+        return Table(["step", "parameters", "size", "macs"], rows, "predicted; nothing was run")
 
     def __repr__(self) -> str:
         return "\n".join([repr(self.table), *(f"  {note}" for step in self.steps for note in step.notes)])

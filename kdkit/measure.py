@@ -53,6 +53,7 @@ class Figure:
         simulated: it is what would be, not what is.
         n: items judged, or calls timed.
         ratio: to the parent's, where both were measured in turn.
+        headline: stands in tables of versions; others in the version's own report alone.
 
     >>> Figure("size", 370_123, "B", "lower").text()
     '370 kB'
@@ -66,6 +67,7 @@ class Figure:
     simulated: bool = False
     n: int | None = None
     ratio: float | None = None
+    headline: bool = True
 
     @property
     def steady(self) -> bool:
@@ -266,6 +268,7 @@ class Measure:
         better: which way is better.
         run: gives the value of a subject, None where there is none to be had, or whole `Figure`s, several if it likes.
         real_only: whether the figure is simulated while masks or fake-quant are pending.
+        headline: whether the figure stands in tables of versions too.
 
     >>> layers = Measure("layers", "", "lower", lambda subject: len(list(subject.model.modules())))
     """
@@ -275,6 +278,7 @@ class Measure:
     better: str
     run: Callable[[Subject], float | Figure | Iterable[Figure] | None]
     real_only: bool = False
+    headline: bool = True
 
     def figures(self, subject: Subject) -> list[Figure]:
         """The figures of a subject.
@@ -294,7 +298,7 @@ class Measure:
         if not math.isfinite(figure.value):
             raise ValueError(f"{figure.name} is {figure.value}")
         simulated = figure.simulated or (self.real_only and bool(subject.traits & SIMULATED))
-        return replace(figure, backend=figure.backend or subject.backend.name, simulated=simulated)
+        return replace(figure, backend=figure.backend or subject.backend.name, simulated=simulated, headline=figure.headline and self.headline)
 
 
 def measure(subject: Subject, names: Iterable[str | Measure] | None = None) -> Report:
@@ -461,7 +465,7 @@ def _quality(subject: Subject) -> list[Figure]:
 
         values = task.evaluate(counted, data)
     ways = {name: "lower" if LOWER & set(name.split("_")) else "higher" for name in values} | {task.metric: task.better}
-    return [Figure(name, values[name], "", ways[name], n=items) for name in sorted(values, key=lambda name: name != task.metric)]
+    return [Figure(name, values[name], "", ways[name], n=items, headline=name == task.metric) for name in sorted(values, key=lambda name: name != task.metric)]
 
 
 def _agreement(subject: Subject) -> Figure | None:
@@ -576,10 +580,10 @@ BUILT_IN = (
     Measure("size", "B", "lower", lambda subject: size_bytes(subject.model), real_only=True),
     Measure("macs", "", "lower", _macs, real_only=True),
     Measure("memory", "B", "lower", _memory, real_only=True),
-    Measure("moved", "B", "lower", _moved, real_only=True),
+    Measure("moved", "B", "lower", _moved, real_only=True, headline=False),
     Measure("latency", "ms", "lower", lambda subject: _latency("latency", subject.one_item), real_only=True),
-    Measure("latency_32", "ms", "lower", lambda subject: _latency("latency_32", subject.many_items), real_only=True),
-    Measure("throughput", "items/s", "higher", _throughput, real_only=True),
+    Measure("latency_32", "ms", "lower", lambda subject: _latency("latency_32", subject.many_items), real_only=True, headline=False),
+    Measure("throughput", "items/s", "higher", _throughput, real_only=True, headline=False),
     Measure("energy", "J", "lower", _energy, real_only=True),
 )
 

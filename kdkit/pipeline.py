@@ -183,7 +183,7 @@ class Pipeline:
                 raise impossible(stage, where, now, makers)
             for step in (*bridges, stage):
                 now = after(step, now)
-                makers |= {trait: f"{_short(step)}{where}" for trait in (*step.adds, *step.removes)}
+                makers |= {trait: f"{_short(stage)}{where}" for trait in (*step.adds, *step.removes)}
                 steps.append(Planned(step, step is not stage, now))
         return steps
 
@@ -275,16 +275,25 @@ def bridge(stage: Stage | type[Stage], traits: frozenset[str]) -> list[Stage] | 
 def impossible(stage: Stage, where: str, traits: frozenset[str], makers: dict[str, str]) -> KdError:
     """The message for a stage that can't stand where it was put."""
     missing, standing = sorted(set(stage.requires) - traits), sorted(set(stage.forbids) & traits)
-    reasons, hints = [], []
+    reasons = [
+        *(f"needs {words}, which {f'{culprit} took away' if culprit else 'the model has not'}" for culprit, words in _by_maker(missing, makers)),
+        *(f"can't follow {words}, which {f'{culprit} left' if culprit else 'the model has'}" for culprit, words in _by_maker(standing, makers)),
+    ]
+    hints: list[str] = []
     for trait in missing:
         culprit = makers.get(trait)
-        reasons.append(f"needs {in_words(trait)}" + (f", which {culprit} took away" if culprit else ", which the model has not"))
         hints += [f"put {_short(stage)} before {culprit}", f"or branch from a version before it: %kd {_short(stage)} --on @..."] if culprit else _makers(trait)
     for trait in standing:
         culprit = makers.get(trait)
-        reasons.append(f"can't follow {in_words(trait)}" + (f", which {culprit} left" if culprit else ", which the model has"))
         hints += [f"put {_short(stage)} before {culprit}"] if culprit else _removers(trait)
-    return KdError(f"{_short(stage)}{where} {' and '.join(reasons)}", *dict.fromkeys(hints))
+    return KdError(f"{_short(stage)}{where} {'; '.join(reasons)}", *dict.fromkeys(hints))
+
+
+def _by_maker(traits: Iterable[str], makers: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(what added or removed some of the traits, these in words); "" where no stage did."""
+    found = list(traits)
+    for maker in dict.fromkeys(makers.get(trait, "") for trait in found):
+        yield maker, " and ".join(in_words(trait) for trait in found if makers.get(trait, "") == maker)
 
 
 def _short(stage: Stage) -> str:

@@ -306,8 +306,8 @@ _manager: Manager | None = None
 def manager() -> Manager:
     """The one manager of this process; plugins are discovered at its first use.
 
-    >>> manager().stage("prune.channels").family
-    'prune'
+    >>> manager().stage("prune.channels").id
+    'prune.channels'
     """
     global _manager
     if _manager is None:

@@ -87,6 +87,7 @@ class Session:
         **objects: Any,
     ) -> None:
 
+        label = checked(label)
         self.history = History()
         self.objects = Objects({}, self._model_named, batch_size)
         self.settings: dict[str, Any] = dict.fromkeys(SETTINGS) | {"backend": "cpu", "seed": 0, "batch_size": 32}
@@ -119,7 +120,7 @@ class Session:
             KdError: there is no such version.
         """
         if isinstance(name, Version):
-            return self.history.find(name.number)
+            return self.history.same(name)
         if name is None:
             return self.head
         if str(name) in ("@best", "best") and not any(version.label == "best" for version in self.history):
@@ -195,10 +196,8 @@ class Session:
             Cancelled: `cancel` was called.
         """
         pipeline, label = Pipeline.of(stages), checked(label) if label else ""
-        seed = next(value for value in (seed, pipeline.seed, self.settings["seed"]) if value is not None)
-        if self._running.locked():
-            raise KdError("a stage is running in this session", "wait for it, or cancel it first")
-        with self._running:
+        seed = _whole("seed", next(value for value in (seed, pipeline.seed, self.settings["seed"]) if value is not None), 0)
+        with self._idle():
             self._cancelled.clear()
             version = self.version(on)
             done: list[Version] = []
@@ -220,6 +219,16 @@ class Session:
             made.append(version)
         self.history = self.history.grown(made, label)
         return self.head
+
+    def _idle(self) -> threading.Lock:
+        """What a block holds that adds or removes versions.
+
+        Raises:
+            KdError: another thread holds it.
+        """
+        if self._running.locked():
+            raise KdError("a stage is running in this session", "wait for it, or cancel it first")
+        return self._running
 
     def cancel(self) -> None:
         """Ask the stage that is running to stop; it leaves the session as it was."""
@@ -265,7 +274,8 @@ class Session:
             return self._measured(model, None, adopt_data(data, batch_size=self.settings["batch_size"]), ("quality", "agreement"))
         parent = self.history.versions[chosen.parent] if chosen.parent is not None else None
         report = self._measured(model, parent)
-        self.history = self.history.replaced(replace(chosen, report=report))
+        # its label may be another one by now, where a second thread works
+        self.history = self.history.replaced(replace(self.version(chosen), report=report))
         return report
 
     def compare(self, *versions: Any) -> Listing:
@@ -303,7 +313,8 @@ class Session:
 
     def drop(self, version: Any) -> Listing:
         """Free a version's memory; its line stays while others were made of it."""
-        self.history = self.history.without(self.version(version))
+        with self._idle():
+            self.history = self.history.without(self.version(version))
         return self.status().listing
 
     def pop(self, version: Any = None) -> nn.Module:
@@ -367,8 +378,9 @@ class Session:
         Raises:
             KdError: the folder is damaged, newer, holds a pickle, or does not fit the skeleton.
         """
-        model, facts = store.load(path, self._skeleton(path) if skeleton is None else skeleton)
-        return self._adopt(model.eval(), str(facts.get("label") or ""), f"load {path}", facts)
+        with self._idle():
+            model, facts = store.load(path, self._skeleton(path) if skeleton is None else skeleton)
+            return self._adopt(model.eval(), str(facts.get("label") or ""), f"load {path}", facts)
 
     def _skeleton(self, path: str | Path) -> nn.Module | None:
         return self.original if store.read(path)["skeleton"].get("class") == path_of(type(self.original)) else None
@@ -418,13 +430,23 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     if reason:
         raise KdError(f"backend {settings['backend']} can't be used here: {reason}", "%kd set --backend cpu")
     for name, least in (("seed", 0), ("batch_size", 1)):
-        if not isinstance(settings[name], int) or isinstance(settings[name], bool) or settings[name] < least:
-            raise KdError(f"--{name.replace('_', '-')} {settings[name]!r} is not a whole number from {least} up")
+        _whole(name, settings[name], least)
     if settings["measures"] is not None:
         known = [each.name for _, each in manager().contributions("kdkit_measures")]
         for name in settings["measures"]:
             if name not in known:
                 raise KdError(f"no measure {name!r}", did_you_mean(name, known), f"measures: {', '.join(known)}")
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """A whole number that torch can take too.
+
+    Raises:
+        KdError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+        raise KdError(f"--{name.replace('_', '-')} {value!r} is not a whole number from {least} up", "give one below 2**63")
+    return value
 
 
 def _groups(steps: list[Planned]) -> Iterator[tuple[list[Planned], bool]]:

@@ -43,7 +43,12 @@ class Status:
         return [stage.id.replace(".", " ", 1) for stage in offered if follows(stage, traits)]
 
     def __repr__(self) -> str:
-        return f"{self.listing!r}\nnext: {', '.join(self.next) or 'nothing fits'}"
+        return f"{self.listing!r}\n{self._ahead}"
 
     def _repr_html_(self) -> str:
-        return f"{self.listing._repr_html_()}<p>next: {escape(', '.join(self.next) or 'nothing fits')}</p>"
+        return f"{self.listing._repr_html_()}<p>{escape(self._ahead)}</p>"
+
+    @property
+    def _ahead(self) -> str:
+        fitting, name = ", ".join(self.next), self.session.head.name
+        return f"next: {fitting}" if fitting else f"next: nothing fits {name}; save or export it, or branch from another version with --on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +12,9 @@ from typing import Any
 
 ABSENT = "n/a"
 """What stands where there is no figure."""
+
+_WHOLE = 24
+"""Characters up to which a text in HTML is never broken; longer ones break between words, but not within an option."""
 
 _LARGE = ("", "k", "M", "G", "T", "P")
 _SMALL = ("", "m", "µ", "n", "p")
@@ -58,13 +62,21 @@ def volatile(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A text that is aligned like a number."""
+    """A text that is aligned like a number; what it is `beside` another stands behind it, in HTML small and below.
+
+    >>> Cell("10.5 kB", "x0.08").text()
+    '10.5 kB (x0.08)'
+    """
 
     said: str
+    beside: str = ""
 
     def text(self) -> str:
         """What it says."""
-        return self.said
+        return f"{self.said} ({self.beside})" if self.beside else self.said
+
+    def _repr_html_(self) -> str:
+        return f"{escape(self.said)}<br><small>{escape(self.beside)}</small>" if self.beside else escape(self.said)
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class Table:
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _html_row(self, row: Sequence[Any], align: Sequence[str]) -> str:
-        first, *rest = ((_html(cell), style) for cell, style in zip(row, align, strict=True))
+        first, *rest = ((_html(cell), _whole(cell, style)) for cell, style in zip(row, align, strict=True))
         return f'<th scope="row"{first[1]}>{first[0]}</th>' + "".join(f"<td{style}>{cell}</td>" for cell, style in rest)
 
     def _numeric(self) -> list[bool]:
@@ -121,4 +133,11 @@ def _text(cell: Any) -> str:
 
 
 def _html(cell: Any) -> str:
-    return cell._repr_html_() if hasattr(cell, "_repr_html_") else escape(_text(cell))
+    if hasattr(cell, "_repr_html_"):
+        return cell._repr_html_()
+    text = _text(cell)
+    return escape(text) if len(text) <= _WHOLE else re.sub(r"(?<!\S)--?\w\S*", r'<span style="white-space: nowrap">\g<0></span>', escape(text))
+
+
+def _whole(cell: Any, style: str) -> str:
+    return f'{style[:-1]}; white-space: nowrap"' if len(_text(cell)) <= _WHOLE else style

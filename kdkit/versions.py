@@ -196,20 +196,33 @@ def checked(label: str) -> str:
 
 @dataclass(frozen=True)
 class Listing:
-    """Versions as a table, one a row, a column for each figure that any of them has."""
+    """Versions as a table, one a row, a column for each headline figure that any of them has.
+
+    Attributes:
+        versions: from the first row to the last.
+        head: number of the version that is marked as the head.
+        against: the version to whose figures each figure's ratio is told.
+        caption: of the table.
+        also: names of figures that are shown though they are no headlines.
+    """
 
     versions: tuple[Version, ...]
     head: int | None = None
     against: Version | None = None
     caption: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of all figures that any of the versions has."""
+        return list(dict.fromkeys(name for version in self.versions for name in version.report))
 
     @property
     def table(self) -> Table:
         """The figures side by side; beside each its ratio to those of `against`."""
-        names = list(dict.fromkeys(name for version in self.versions for name in version.report))
-        rows = [
-            [version.name + (" *" if version.number == self.head else ""), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions
-        ]
+        shown = {name for version in self.versions for name, figure in version.report.items() if figure.headline} | {*self.also}
+        names = [name for name in self.figures if name in shown]
+        rows = [[self._name(version), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions]
         return Table(["version", "made by", *names], rows, self.caption)
 
     def _name(self, version: Version) -> str:
@@ -220,8 +233,7 @@ class Listing:
         if figure is None:
             return ""
         other = self.against.report.get(name) if self.against and self.against is not version else None
-        ratio = f" ({figure.against(other)})" if other is not None and figure.against(other) else ""
-        return Cell(f"{figure.text()}{ratio}")
+        return Cell(figure.text(), figure.against(other) if other is not None else "")
 
     def __repr__(self) -> str:
         return repr(self.table)

@@ -1,6 +1,5 @@
 """Ctrl-C at a hundred random moments of run, save and load: session and files are whole every time."""
 
-import contextlib
 import random
 import signal
 import threading
@@ -46,19 +45,23 @@ def session(offered):
 
 def interrupted(action, seconds):
     """Do it, with a KeyboardInterrupt after so many seconds, as the kernel's interrupt brings it."""
-    armed = [True]
+    armed, fired = [True], []
 
     def interrupt(*_):
         if armed:
+            fired.append(True)
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         try:
             signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
             action()
         finally:
             armed.clear()
+    except (KeyboardInterrupt, Exception):  # a library may turn the interrupt into an error of its own
+        if not fired:
+            raise
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 

@@ -441,3 +441,8 @@ def test_a_figure_stands_to_another_by_difference_or_by_factor():
 
 def test_a_figure_that_is_simulated_says_so():
     assert Figure("size", 370_123, "B", "lower", simulated=True).text() == "370 kB simulated"
+
+
+def test_a_metric_that_is_not_the_tasks_own_and_a_measure_of_detail_are_no_headlines():
+    report = measure(subject_of(zoo.mlp(), zoo.batch("mlp")), ["quality", "agreement", "size", "throughput"])
+    assert [name for name, figure in report.items() if figure.headline] == ["accuracy", "agreement", "size"]

@@ -514,3 +514,16 @@ def test_every_object_a_session_returns_has_a_short_text_and_html(session):
 def test_traits_of_what_was_loaded_or_adopted_are_seen():
     session = Session(zoo.mlp(), measures=("parameters",))
     assert session.head.traits == {Trait.FLOAT_WEIGHTS, Trait.TRAINABLE, Trait.FREE_STRUCTURE}
+
+
+def test_versions_are_told_by_their_headline_figures_and_by_others_that_are_asked_for():
+    report = Report((Figure("accuracy", 0.9), Figure("loss", 0.3, "", "lower", headline=False)))
+    listing = Listing((Version(0, None, report, frozenset(), "base"),))
+    assert listing.table.head == ["version", "made by", "accuracy"]
+    assert replace(listing, also=("loss",)).table.head == ["version", "made by", "accuracy", "loss"]
+    assert "loss" in repr(listing.versions[0])
+
+
+def test_where_nothing_fits_status_says_what_can_be_done(session, monkeypatch):
+    monkeypatch.setattr(Status, "next", [])
+    assert "nothing fits @base; save or export it, or branch" in repr(session.status())

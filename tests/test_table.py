@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdkit.table import Table, number, volatile
+from kdkit.table import Cell, Table, number, volatile
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,16 @@ def test_any_text_gives_well_formed_html(rows):
 
     Balanced().feed(Table(["a", "b", "c"], rows)._repr_html_())
     assert not open_tags
+
+
+def test_what_stands_beside_a_figure_follows_in_text_and_is_small_in_html():
+    table = Table(["version", "size"], [["@slim", Cell("10.5 kB", "x0.08 <")]])
+    assert repr(table).splitlines()[1] == "@slim    10.5 kB (x0.08 <)"
+    assert "10.5 kB<br><small>x0.08 &lt;</small>" in table._repr_html_()
+
+
+def test_in_html_short_texts_are_never_broken_and_long_ones_not_within_an_option():
+    html = Table(["version", "made by"], [["@slim *", "tune finetune --learning-rate 0.003"], ["@base", "use Net"]])._repr_html_()
+    assert 'white-space: nowrap">@slim *</th>' in html
+    assert '<td style="text-align: left">tune finetune <span style="white-space: nowrap">--learning-rate</span> 0.003</td>' in html
+    assert 'white-space: nowrap">use Net</td>' in html

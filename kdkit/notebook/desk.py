@@ -94,6 +94,9 @@ class Desk:
             self._last = error
             self._show(error, whole=debug)
             raise
+        except KeyboardInterrupt as stop:
+            self._show(stop, whole=debug)
+            raise
         finally:
             # a function's locals, and what a failed line named, must not live on here
             self.variables, self._new = ChainMap(self.shell.user_ns), {}
@@ -101,16 +104,20 @@ class Desk:
             self.shell.push({command.line.o: result})
         return None if command.silent else result
 
-    def _show(self, error: KdError, whole: bool) -> None:
+    def _show(self, error: KdError | KeyboardInterrupt, whole: bool) -> None:
         """Have the error shown in short the first time it is asked for and as a whole the next, which is when `%tb` asks."""
         asked = itertools.count(int(whole))
 
         def render() -> list[str]:
             if next(asked) == 0:
-                return type(error)._render_traceback_(error)
+                return type(error)._render_traceback_(error) if isinstance(error, KdError) else self._stopped()
             return self.shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
 
-        error._render_traceback_ = render  # type: ignore[method-assign]
+        error._render_traceback_ = render  # type: ignore[method-assign, union-attr]
+
+    def _stopped(self) -> list[str]:
+        where = f"the session is whole and stands on {self.held.head.name}" if self.held else "there is no model yet"
+        return [f"\x1b[31mKeyboardInterrupt\x1b[0m: stopped; {where}", "  hint: %kd shows what there is"]
 
     # objects
 
@@ -163,6 +170,8 @@ class Desk:
             return self.session.objects[word]
         if what == "function":
             return word
+        if not word.isidentifier():
+            raise KdError(f"{word!r} is not the name of a variable", f"write the name of your {what}, or an expression in braces: {{{word}}}")
         raise KdError(
             f"there is no variable {word!r}", did_you_mean(word, self._names()), f"write the name of your {what}, or an expression in braces: {{nets['{word}']}}"
         )

@@ -23,7 +23,13 @@ def examine(shell: InteractiveShell) -> Page:
         *([name, volatile(_version(name)), "" if _version(name) else f"pip install {name}"] for name in distributions()),
     ]
     rows = [*_plugins(), _widgets(shell), _cancelling(shell), _int8(), _cuda()]
-    return Page(Table(["what", "found", "what to do"], rows), Table(["distribution", "version", "what to do"], versions))
+    return Page(_findings("what", "found", rows), _findings("distribution", "version", versions))
+
+
+def _findings(what: str, found: str, rows: list[list[str]]) -> Table:
+    """A table whose last column, what to do, stands there only where something is to be done."""
+    width = 3 if any(row[2] for row in rows) else 2
+    return Table([what, found, "what to do"][:width], [row[:width] for row in rows])
 
 
 def distributions() -> list[str]:
@@ -66,7 +72,7 @@ def _cancelling(shell: InteractiveShell) -> list[str]:
     # comms are handled on a thread of their own in these alone; later ones route them back to the busy shell
     if (7, 0) <= version < (7, 4):
         return ["stopping a stage", volatile("the interrupt button; buttons of widgets work during a cell"), ""]
-    return ["stopping a stage", volatile("the interrupt button"), "buttons of widgets wait until the cell has ended"]
+    return ["stopping a stage", volatile("the interrupt button; buttons of widgets wait until the cell has ended"), ""]
 
 
 def _int8() -> list[str]:

@@ -36,7 +36,7 @@ class KdMagics(Magics):
 def _reference() -> str:
     from kdkit.notebook.help import overview
 
-    return repr(overview())
+    return f"{overview()!r}\n"
 
 
 # what `%kd?` asks for; written from the verbs' declarations when it is asked, since they are not loaded before

@@ -24,10 +24,10 @@ class Page:
         self.parts = tuple(part for part in parts if part != "")
 
     def __repr__(self) -> str:
-        return "\n\n".join(part if isinstance(part, str) else repr(part) for part in self.parts)
+        return "\n\n".join(part if type(part) is str else repr(part) for part in self.parts)
 
     def _repr_html_(self) -> str:
-        return "".join(_paragraph(part) if isinstance(part, str) else part._repr_html_() for part in self.parts)
+        return "".join(_paragraph(part) if type(part) is str else part._repr_html_() for part in self.parts)
 
 
 def _paragraph(text: str) -> str:
@@ -38,14 +38,14 @@ class Source(str):
     """Lines for a cell.
 
     >>> Source("%kd undo")._repr_html_()
-    '<pre><code>%kd undo</code></pre>'
+    '<pre style="margin: 0"><code>%kd undo</code></pre>'
     """
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        return f"<pre><code>{escape(self)}</code></pre>"
+        return f'<pre style="margin: 0"><code>{escape(self)}</code></pre>'
 
 
 @dataclass(frozen=True, repr=False)

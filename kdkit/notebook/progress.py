@@ -37,7 +37,7 @@ def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Pr
     try:
         yield observe
     except BaseException as error:
-        view.end(f"stopped: {type(error).__name__}", failed=True)
+        view.end("stopped" if isinstance(error, KeyboardInterrupt) else f"stopped: {type(error).__name__}", failed=True)
         raise
     view.end("done", failed=False)
 
@@ -113,6 +113,9 @@ class Bar:
 
     def end(self, text: str, failed: bool) -> None:
         self._bar.bar_style = "danger" if failed else "success"
+        if not failed:
+            # a stage need not tell its last step
+            self._bar.value = self._bar.max
         self._label.value = f"{self._label.value.partition(' · ')[0]} · {text}"
 
 

@@ -200,16 +200,19 @@ class Compare(Verb):
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
     by: str | None = param(None, "figure by which they are sorted, the best first")
+    all: bool = param(False, "every figure that was measured, not only the headline ones")
 
     def run(self, desk: Desk) -> Any:
         listing = desk.session.compare(*self.versions)
+        known = listing.figures
+        if self.all:
+            listing = replace(listing, also=tuple(known))
         if self.by is None:
             return listing
-        known = list(dict.fromkeys(name for version in listing.versions for name in version.report))
         if self.by not in known:
             raise KdError(f"compare: no version has a figure {self.by!r}", did_you_mean(self.by, known), f"figures: {' '.join(known)}")
         having = sorted((each for each in listing.versions if self.by in each.report), key=self._rank)
-        return replace(listing, versions=(*having, *(each for each in listing.versions if self.by not in each.report)))
+        return replace(listing, versions=(*having, *(each for each in listing.versions if self.by not in each.report)), also=(*listing.also, self.by))
 
     def _rank(self, version: Any) -> float:
         figure = version.report[self.by]

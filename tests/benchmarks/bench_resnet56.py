@@ -1,6 +1,6 @@
 """ResNet-56 on CIFAR-10: pruned to 2.1x fewer MACs, distilled from itself, static int8, against onnxruntime fp32 and torch eager.
 
-    python tests/benchmarks/bench_resnet56.py [--folder build/resnet56] [--rounds 15]
+    python -m tests.benchmarks.bench_resnet56 [--folder build/resnet56] [--rounds 15]
 
 The models come from resnet56.ipynb, which trains for about half an hour on one core; it runs if the folder does not hold them.
 Goals: bytes >= 7x, latency >= 4x against onnxruntime fp32 at batch 1, at most 1 point of top-1.
@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from timing import in_turn, keep
 
 from kdkit import Batch, store
 from kdkit.backends.onnxruntime import to_onnx
 from kdkit.counting import count_macs, size_bytes
+from tests.benchmarks.timing import in_turn, keep
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("KDKIT_DATA", HERE.parents[2] / "shared" / "data")).resolve()

@@ -5,7 +5,7 @@ schedule. They take turns step by step (the hand-written step runs inside a hook
 moods meet both alike; a turn spans everything from one batch to the next, loading and progress included. Counted is CPU
 time, which other processes disturb less; what a fit costs before its first step stands apart.
 
-    python tests/benchmarks/bench_training_loop.py [--rounds 5] [--threads 1]
+    python -m tests.benchmarks.bench_training_loop [--rounds 5] [--threads 1]
 
 Nothing here asserts a time; the table is printed and written to results/training_loop.json and .md.
 """

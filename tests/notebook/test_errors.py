@@ -134,3 +134,23 @@ def test_a_fault_of_a_stage_is_one_message_and_names_it(cells, offered):
     assert "the wheel came off" in told.message
     assert isinstance(told.__cause__, RuntimeError)
     assert cells.session.history is history
+
+
+def test_an_interrupt_is_told_in_two_lines_and_its_traceback_when_asked(cells, offered, capsys):
+    import kdkit
+
+    @kdkit.stage("tune.stopped", may_change_nothing=True)
+    def stopped(model, context):
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+    told = shown(cells, "%kd tune stopped", capsys)
+    assert "stopped; the session is whole and stands on @base" in told
+    assert "Traceback" not in told
+    assert "Traceback" in shown(cells, "%tb", capsys)
+
+
+def test_what_can_be_no_variable_is_not_taken_for_one(cells):
+    error = cells.fails("%kd use 3")
+    assert "'3' is not the name of a variable" in error.message
+    assert "{3}" in error.hints[-1]

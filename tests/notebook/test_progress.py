@@ -73,6 +73,7 @@ def test_the_bar_reads_the_same_whatever_it_shows():
     assert (bar._bar.value, bar._bar.max) == (1, 4)
     bar.end("done", failed=False)
     assert (repr(bar._box), bar._label.value, bar._bar.bar_style) == ("kdkit progress", "tune finetune · done", "success")
+    assert bar._bar.value == bar._bar.max
 
 
 def test_a_stage_that_stops_is_shown_as_stopped(monkeypatch):

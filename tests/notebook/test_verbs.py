@@ -272,3 +272,22 @@ def test_what_a_verb_gives_has_text_and_html(cells, line):
     assert repr(result)
     assert "0x" not in repr(result)
     assert "<" in result._repr_html_()
+
+
+def test_compare_shows_every_figure_when_asked_and_the_one_it_sorts_by(cells):
+    cells.give("%kd set --measures parameters --measures moved")
+    cells.give("%kd eval")
+    assert "moved" not in cells.give("%kd compare").table.head
+    assert "moved" in cells.give("%kd compare --all").table.head
+    assert "moved" in cells.give("%kd compare --by moved").table.head
+
+
+def test_a_sample_on_a_page_is_shown_as_code(bare):
+    assert "<code>%kd undo</code>" in bare.give("%kd help undo")._repr_html_()
+
+
+def test_the_doctor_has_no_column_of_things_to_do_where_there_are_none(bare, monkeypatch):
+    monkeypatch.setattr("kdkit.notebook.doctor._int8", lambda: ["int8", "fast", ""])
+    assert "what to do" not in repr(bare.give("%kd doctor"))
+    monkeypatch.setattr("kdkit.notebook.doctor._int8", lambda: ["int8", "slow", "buy"])
+    assert "what to do" in repr(bare.give("%kd doctor"))
