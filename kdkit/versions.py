@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -155,19 +156,31 @@ class History:
             KdError: there is no such version.
         """
         word = str(name).removeprefix("@")
+        number = int(word) if re.fullmatch("-?[0-9]+", word) else None
         for version in self:
             if version.label == word:
                 return version
         if word == "head":
             return self.versions[self.head]
-        if word.lstrip("-").isdigit() and word.lstrip("-") != "":
+        if number is not None:
             line = self.lineage(self.versions[self.head])
-            if word.startswith("-") and int(word) > -len(line):
-                return line[int(word) - 1]
-            if not word.startswith("-") and int(word) in self.versions:
-                return self.versions[int(word)]
+            if -len(line) < number < 0:
+                return line[number - 1]
+            if number in self.versions:
+                return self.versions[number]
         known = [version.name for version in self]
         raise KdError(f"no version @{word}", did_you_mean("@" + word, known), f"versions: {' '.join(known)}")
+
+    def same(self, version: Version) -> Version:
+        """The version as it stands now: its label, report or model may have changed since.
+
+        Raises:
+            KdError: it was dropped with its line, or is another session's.
+        """
+        found = self.find(version.number)
+        if found.model is not None and version.model is not None and found.model is not version.model:
+            raise KdError(f"{version.name} is a version of another session", "name one of this session, or bring it here with save and load")
+        return found
 
     def model_of(self, version: Version) -> nn.Module:
         """The version's model.
@@ -189,7 +202,7 @@ def checked(label: str) -> str:
     >>> checked("slim-2")
     'slim-2'
     """
-    if label in ("head", "best") or label.lstrip("-").isdigit() or not label.replace("-", "_").replace(".", "_").replace("_", "a").isalnum():
+    if not isinstance(label, str) or label in ("head", "best") or not re.fullmatch(r"(?!-*\d+\Z)[\w.-]+", label):
         raise KdError(f"{label!r} can't be a label", "use letters, digits, - . and _; not a number, head or best")
     return label
 

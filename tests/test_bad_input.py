@@ -214,3 +214,33 @@ def test_an_export_of_an_unknown_form_names_the_known_ones(session, tmp_path):
     with pytest.raises(KdError, match=r"model\.tflite: no export of that form") as caught:
         session.export(tmp_path / "model.tflite")
     assert any(".onnx" in hint for hint in caught.value.hints)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "a", True])
+def test_a_seed_that_is_no_whole_number_is_refused_before_anything_runs(session, seed):
+    for work in (lambda: session.run("tune finetune --steps 1", seed=seed), lambda: session.set(seed=seed)):
+        with pytest.raises(KdError, match="is not a whole number from 0 up"):
+            work()
+    assert len(session.versions) == 1
+
+
+@pytest.mark.parametrize("name", ["--3", "²", "-", "3.0", ""])
+def test_what_names_no_version_is_told_so(session, name):
+    with pytest.raises(KdError, match="no version @"):
+        session.version(name)
+
+
+@pytest.mark.parametrize("label", ["a b", "", 3, "head", "@x"])
+def test_a_label_that_no_line_could_name_is_refused(session, label):
+    with pytest.raises(KdError, match="can't be a label"):
+        session.keep("@base", label)
+    with pytest.raises(KdError, match="can't be a label"):
+        Session(zoo.mlp(), label=label)
+
+
+@pytest.mark.parametrize("given", [{"task": 3}, {"loss": 3}, {"metric": "accuracy"}])
+def test_a_task_or_function_that_is_none_leaves_the_session_as_it_was(session, given):
+    task = session.task
+    with pytest.raises(KdError, match="is not a task|can't be called"):
+        session.set(**given)
+    assert session.task is task

@@ -1,5 +1,6 @@
 """The session: a tree of versions that only grows by what succeeded."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -8,7 +9,10 @@ from torch import nn
 
 from kdkit import KdError, Needs, Session, Stage, TrainStage, Trait, hookimpl, param
 from kdkit.errors import Cancelled
+from kdkit.measure import Figure, Report
 from kdkit.plugins import manager
+from kdkit.status import Status
+from kdkit.versions import Listing, Version
 from tests import zoo
 
 QUICK = ("quality", "agreement", "parameters", "size", "macs")
@@ -527,3 +531,42 @@ def test_versions_are_told_by_their_headline_figures_and_by_others_that_are_aske
 def test_where_nothing_fits_status_says_what_can_be_done(session, monkeypatch):
     monkeypatch.setattr(Status, "next", [])
     assert "nothing fits @base; save or export it, or branch" in repr(session.status())
+
+
+def test_versions_are_neither_dropped_nor_loaded_while_a_stage_runs(session, tmp_path):
+    session.set(train=zoo.batch("mlp"))
+    folder = session.save(tmp_path / "saved")
+    session.run(Scale(), label="parent")
+    refused = []
+
+    def meddle(progress):
+        for work in (lambda: session.drop("@parent"), lambda: session.load(folder)):
+            with pytest.raises(KdError, match="a stage is running") as caught:
+                work()
+            refused.append(caught.value)
+
+    child = session.run("tune finetune --steps 2", observe=meddle)
+    assert refused
+    assert [version.name for version in session.versions] == ["@base", "@parent", child.name]
+    assert session.undo().label == "parent"
+
+
+def test_a_label_given_while_a_version_is_measured_stays(session, monkeypatch):
+    measured = session._measured
+
+    def slow(*args, **options):
+        session.keep("@base", "renamed")
+        return measured(*args, **options)
+
+    monkeypatch.setattr(session, "_measured", slow)
+    session.evaluate("@base")
+    assert session.head.label == "renamed"
+
+
+def test_a_version_of_another_session_is_refused(session):
+    other = Session(zoo.mlp(), measures=("parameters",))
+    with pytest.raises(KdError, match="a version of another session"):
+        session.run(Scale(), on=other.head)
+    kept = session.head
+    session.keep(kept, "first")
+    assert session.version(kept).label == "first"

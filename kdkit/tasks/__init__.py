@@ -47,7 +47,7 @@ def task(kind: str | Task, loss: Callable | None = None, metric: Callable | None
         better: "higher" or "lower", of the metric; if not said, its attribute `better` or its name decides.
 
     Raises:
-        KdError: no task has that name.
+        KdError: no task has that name, or what was given is no task or no function.
 
     >>> def hits(predictions, labels): return (predictions.argmax(-1) == labels).float().mean()
     >>> task("classification", metric=hits).metric
@@ -59,4 +59,9 @@ def task(kind: str | Task, loss: Callable | None = None, metric: Callable | None
             raise KdError(f"no task {kind!r}", did_you_mean(kind, known), f"tasks: {', '.join(sorted(known))}")
         kind = copy.copy(known[kind])
         kind.why = "asked for by name"
+    if not isinstance(kind, Task):
+        raise KdError(f"a {type(kind).__name__} is not a task", f"tasks: {', '.join(sorted(tasks()))}", "or pass an instance of a class derived from kdkit.Task")
+    for name, function in (("loss", loss), ("metric", metric)):
+        if function is not None and not callable(function):
+            raise KdError(f"--{name} {function!r} can't be called", f"pass a function {name}(predictions, labels)")
     return kind if loss is None and metric is None else given(kind, loss, metric, better)
