@@ -49,7 +49,16 @@ def _onnx_bytes(model: nn.Module, example: Batch | None) -> bytes:
 
 
 def _save_pretrained(model: Any, path: Path) -> None:
-    from kdkit.structure import sync_config
+    from transformers import PreTrainedModel
+
+    from kdkit.structure import fits_config, sync_config
 
     sync_config(model)
+    if isinstance(model, PreTrainedModel) and not fits_config(model):
+        raise KdError(
+            f"{path.name}: from_pretrained could not read this version: no {type(model.config).__name__} states its structure",
+            "name.onnx writes ONNX",
+            "%kd save keeps it for kdkit",
+            "merge adapters first: %kd peft merge" if Trait.ADAPTERS_ATTACHED in traits_of(model) else "",
+        )
     model.save_pretrained(path)

@@ -76,5 +76,6 @@ def _nothing(pattern: str, hits: set[str], places: dict[str, nn.Module], kinds: 
         message = f"pattern {pattern!r} fits no {kind}, only {', '.join(found)}"
     else:
         message = f"pattern {pattern!r} fits no {kind} of the model"
-    some = ", ".join(sought[:8]) + (f", ... ({len(sought)} in all)" if len(sought) > 8 else "")
+    named = [name or "the model itself" for name in sought]
+    some = ", ".join(named[:8]) + (f", ... ({len(sought)} in all)" if len(sought) > 8 else "")
     return KdError(message, did_you_mean(pattern, words), f"there are: {some}" if some else f"the model has no {kind} at all")

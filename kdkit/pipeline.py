@@ -91,7 +91,11 @@ class Together(Stage):
         return context.fit(model, list(self.stages))
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
-        return Forecast(model)
+        """Each stage's in turn: adapters and students come into the loop in that order too."""
+        forecast = Forecast(model)
+        for stage in self.stages:
+            forecast = stage.forecast(forecast.model, context)
+        return forecast
 
     def line(self) -> str:
         return "\n".join(["together:", *("    " + stage.line() for stage in self.stages)])

@@ -324,10 +324,28 @@ class Session:
     # leaving and coming back
 
     def recipe(self, version: Any = None) -> Pipeline:
-        """The stages that made a version, for another model or other data; bridges are left out, they come by themselves."""
+        """The stages that made a version, those before it was saved too, for another model or other data; bridges come by themselves.
+
+        Raises:
+            KdError: a stage of a version that was loaded is not installed here.
+        """
         chosen = self.version(version)
-        stages = [each.stage for each in self.history.lineage(chosen) if each.stage is not None and not each.inserted]
-        return Pipeline(tuple(stages), chosen.label, chosen.seed)
+        first, run = self._made_by(chosen)
+        before = Pipeline.from_data(first.facts["recipe"], f"the recipe of {first.name}").stages if "recipe" in first.facts else ()
+        return Pipeline((*before, *run), chosen.label, chosen.seed)
+
+    def _made_by(self, version: Version) -> tuple[Version, tuple[Stage, ...]]:
+        """What a version was begun with, and the stages that ran in this session since."""
+        line = self.history.lineage(version)
+        return line[0], tuple(each.stage for each in line if each.stage is not None and not each.inserted)
+
+    def _recipe_data(self, version: Version) -> dict[str, Any]:
+        """The recipe as plain data, which needs no plugin for the stages before a version was loaded."""
+        first, run = self._made_by(version)
+        data, before = Pipeline(run, version.label, version.seed).data(), first.facts.get("recipe")
+        if not isinstance(before, dict):
+            return data
+        return data | {"distributions": {**(before.get("distributions") or {}), **data["distributions"]}, "steps": [*(before.get("steps") or ()), *data["steps"]]}
 
     def code(self, version: Any = None) -> str:
         """The `%kd` cells that would make a version again."""
@@ -358,7 +376,7 @@ class Session:
             return self.recipe(chosen).save(path)
         facts = {
             "label": chosen.label,
-            "recipe": self.recipe(chosen).data(),
+            "recipe": self._recipe_data(chosen),
             "code": self.code(chosen),
             "report": chosen.report.as_data(),
             "traits": sorted(chosen.traits),

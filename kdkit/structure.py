@@ -384,6 +384,14 @@ def sync_config(model: nn.Module) -> dict[str, Any]:
     return changes
 
 
+def fits_config(model: Any) -> bool:
+    """Whether a fresh model of a transformers model's own config has the same tensors, so that `from_pretrained` can fill it."""
+    make: Any = type(model)
+    with torch.device("meta"):
+        fresh = make(copy.deepcopy(model.config))
+    return {name: tensor.shape for name, tensor in model.state_dict().items()} == {name: tensor.shape for name, tensor in fresh.state_dict().items()}
+
+
 def _fresh(model: nn.Module, config: Any, changes: Mapping[str, Any]) -> nn.Module | None:
     """A model of the changed config, without data; None where it would not be like this one."""
     trial = copy.deepcopy(config)
@@ -436,5 +444,7 @@ def _heads(module: nn.Module) -> dict[str, int]:
 
 
 def _outputs(layer: Any) -> int:
-    """Outputs of a linear layer, of transformers' Conv1D too."""
+    """Outputs of a linear layer, of transformers' Conv1D and of a chain of linear layers too."""
+    if isinstance(layer, nn.Sequential):
+        return _outputs(layer[-1])
     return layer.weight.shape[1] if hasattr(layer, "nf") else layer.weight.shape[0]

@@ -570,3 +570,60 @@ def test_a_version_of_another_session_is_refused(session):
     kept = session.head
     session.keep(kept, "first")
     assert session.version(kept).label == "first"
+
+
+def test_the_recipe_of_a_loaded_version_goes_back_to_before_it_was_saved(session, tmp_path):
+    session.run([Scale(), Noise()])
+    loaded = session.load(session.save(tmp_path / "first"))
+    session.run(Scale(factor=0.25))
+    assert [stage.id for stage in session.recipe(loaded).stages] == ["tune.test-scale", "tune.test-noise"]
+    session.save(tmp_path / "second")
+    opened = Session.open(tmp_path / "second", measures=("parameters",))
+    assert opened.recipe().lines() == "tune test-scale\ntune test-noise\ntune test-scale --factor 0.25"
+
+
+def test_a_loaded_version_is_saved_again_though_its_stages_are_not_installed(session, tmp_path, monkeypatch):
+    session.run(Scale())
+    loaded = session.load(session.save(tmp_path / "first"))
+    recipe = loaded.facts["recipe"]
+    recipe["steps"][0]["stage"] = "tune.gone"
+    opened = session.load(session.save(tmp_path / "second", loaded))
+    assert opened.facts["recipe"]["steps"] == recipe["steps"]
+    with pytest.raises(KdError, match="gone"):
+        session.recipe(opened)
+
+
+def test_a_dry_run_of_together_brings_what_its_stages_bring(session):
+    session.set(train=zoo.batch("mlp"), small=zoo.Mlp(hidden=8))
+    lines = "together:\n    peft lora --steps 1\n    distill soft\npeft merge\nprune channels"
+    predicted = session.plan(lines).steps[-1]
+    made = session.run(lines)
+    assert (predicted.parameters, predicted.macs) == (made["parameters"], made["macs"])
+    taught = session.plan("together:\n    tune finetune --steps 1\n    distill soft --student small", on="@base").steps[-1]
+    assert taught.parameters == sum(weight.numel() for weight in zoo.Mlp(hidden=8).parameters())
+
+
+def test_adapters_and_a_student_do_not_go_into_one_loop(session):
+    session.set(train=zoo.batch("mlp"), small=zoo.Mlp(hidden=8))
+    for order in ("peft lora --steps 1\n    distill soft --student small", "distill soft --student small --steps 1\n    peft lora"):
+        with pytest.raises(KdError, match="peft lora would change the model at hand") as caught:
+            session.run(f"together:\n    {order}")
+        assert any("--student alone" in hint for hint in caught.value.hints)
+
+
+@pytest.mark.parametrize("lines", ["prune channels", "decompose svd --ratio 0.5", "peft lora --no-train"])
+def test_a_transformer_that_no_config_states_is_not_exported_for_from_pretrained(lines, tmp_path):
+    batch = zoo.batch("tiny_bert")
+    session = Session(zoo.tiny_bert(), train=batch, eval=batch, measures=("parameters",))
+    session.run(lines)
+    with pytest.raises(KdError, match="from_pretrained could not read this version"):
+        session.export(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_exported_transformer_is_read_by_from_pretrained(tmp_path):
+    batch = zoo.batch("tiny_llama")
+    session = Session(zoo.tiny_llama(), eval=batch, measures=("parameters",))
+    session.run("prune channels --what groups ffn")
+    again = type(session.original).from_pretrained(session.export(tmp_path / "model"))
+    assert torch.equal(batch.call(again.eval()).logits, batch.call(session.pop()).logits)

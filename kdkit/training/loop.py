@@ -73,6 +73,12 @@ def _student(model: nn.Module, stages: Sequence[TrainStage], context: Context) -
     brought = [student for student in (stage.learner(model, context) for stage in stages) if student is not model]
     if len(brought) > 1:
         raise KdError("two stages of one loop bring a student each", "leave out --student in all but one")
+    changing = [stage.title for stage in stages if stage.adds or stage.removes]
+    if brought and changing:
+        raise KdError(
+            f"{' and '.join(changing)} would change the model at hand, and the loop trains a student in its place",
+            f"run the stage with --student alone, then {changing[0]} on what it makes",
+        )
     return (brought[0], replace(context, original=model)) if brought else (model, context)
 
 
