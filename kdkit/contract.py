@@ -286,8 +286,10 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
         id: "family.technique".
         facts: class attributes of the stage: needs, requires, forbids, adds, removes, ...
 
-    The function takes (model, context) and its parameters by keyword, each with an annotation and a default, plain or
-    made by `param`.
+    The function takes model, context and its parameters, each with an annotation and a default, plain or made by `param`.
+
+    Raises:
+        KdError: it is not written so, or the stage is not whole.
 
     >>> @stage("prune.smallest")
     ... def smallest(model, context, *, share: float = param(0.1, "share of weights to zero", ge=0, lt=1)):
@@ -299,10 +301,7 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
     def make(function: Callable) -> type[Stage]:
         from kdkit.plugins import manager
 
-        options = [item for item in inspect.signature(function, eval_str=True).parameters.values() if item.kind is item.KEYWORD_ONLY]
-        bare = [item.name for item in options if item.annotation is item.empty]
-        if bare:
-            raise KdError(f"{function.__name__}: {', '.join(bare)} has no type", f"write {bare[0]}: float = kdkit.param(0.5, 'what it does')")
+        options = _options(function)
 
         def apply(self: Stage, model: nn.Module, context: Context) -> nn.Module | None:
             return function(model, context, **dict(self))
@@ -311,11 +310,36 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
         annotations = dict.fromkeys(body, ClassVar) | {item.name: item.annotation for item in options}
         body |= {item.name: _declared(item) for item in options}
         body |= {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__, "__annotations__": annotations}
-        made: type[Stage] = type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)  # type: ignore[misc]
+        try:
+            made: type[Stage] = type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)  # type: ignore[misc]
+        except pydantic.errors.PydanticUserError as error:
+            raise KdError(
+                f"{function.__name__}: {str(error).splitlines()[0]}",
+                "a parameter is plain data; an object is named: teacher: str = kdkit.param('teacher', 'who teaches', refers='model')",
+            ) from error
         manager().offer(made)
         return made
 
     return make
+
+
+def _options(function: Callable) -> list[inspect.Parameter]:
+    """The parameters of a function behind model and context.
+
+    Raises:
+        KdError: there are none of these two, or a parameter can't be an option.
+    """
+    given = list(inspect.signature(function, eval_str=True).parameters.values())
+    loose = [item for item in given if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD, item.POSITIONAL_ONLY)]
+    if len(given) < 2 or loose:
+        raise KdError(f"{function.__name__}{inspect.signature(function)} is not the form of a stage", "write def name(model, context, *, ratio: float = 0.5)")
+    options = given[2:]
+    for item in options:
+        if item.annotation is item.empty:
+            raise KdError(f"{function.__name__}: {item.name} has no type", f"write {item.name}: float = kdkit.param(0.5, 'what it does')")
+        if hasattr(Stage, item.name):
+            raise KdError(f"{function.__name__}: a parameter can't be named {item.name}, as every stage has that", "choose another name")
+    return options
 
 
 def _declared(item: inspect.Parameter) -> Any:

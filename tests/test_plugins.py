@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pluggy
 import pytest
+import torch
 
 from kdkit import KdError, Stage, hookimpl, param, plugins
 from kdkit.contract import faults, stage
@@ -193,6 +194,45 @@ def test_a_parameter_without_a_type_is_refused_by_name(offered):
         @stage("prune.test-cell")
         def cell(model, context, *, share=0.1):
             """Do something."""
+
+
+def test_parameters_need_not_be_keyword_only(offered):
+    @stage("prune.test-cell")
+    def cell(model, context, share: float = 0.1):
+        """Do something."""
+
+    assert cell(share=0.5).line() == "prune test-cell --share 0.5"
+
+
+def no_context(model):
+    """Do something."""
+
+
+def anything(model, context, **options):
+    """Do something."""
+
+
+def takes_version(model, context, *, version: int = 3):
+    """Do something."""
+
+
+def takes_tensor(model, context, *, scale: torch.Tensor = None):
+    """Do something."""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (no_context, r"no_context\(model\) is not the form of a stage"),
+        (anything, r"anything\(model, context, \*\*options\) is not the form of a stage"),
+        (takes_version, "takes_version: a parameter can't be named version"),
+        (takes_tensor, "takes_tensor: Unable to generate pydantic-core schema for <class 'torch.Tensor'>"),
+    ],
+)
+def test_a_function_that_can_be_no_stage_is_told_why(offered, function, message):
+    with pytest.raises(KdError, match=message) as caught:
+        stage("prune.test-cell")(function)
+    assert caught.value.hints
 
 
 def _made(**body):
