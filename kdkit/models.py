@@ -73,17 +73,28 @@ def private_copy(model: nn.Module) -> nn.Module:
 def share_unchanged(model: nn.Module, parent: nn.Module) -> int:
     """Let `model` use the storage of every tensor of `parent` that is equal by name and content; return the bytes saved.
 
-    Both are versions of a session, which nothing changes in place any more.
+    A tensor of a new name is looked for among those whose names are gone, since a wrapper, such as an adapter, renames what it
+    wraps. Both are versions of a session, which nothing changes in place any more.
     """
-    theirs = dict(_tensors(parent))
     saved = 0
-    for name, tensor in _tensors(model):
-        other = theirs.get(name)
-        if other is None or tensor.data_ptr() == other.data_ptr() or not _same(tensor, other):
-            continue
-        tensor.data = other.data
-        saved += tensor.nbytes
+    for tensor, other in _counterparts(dict(_tensors(model)), dict(_tensors(parent))):
+        if tensor.data_ptr() != other.data_ptr():
+            tensor.data = other.data
+            saved += tensor.nbytes
     return saved
+
+
+def _counterparts(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Equal tensors of two models; each at most once, so that two tensors which are equal by chance are not tied."""
+    gone = {name: tensor for name, tensor in theirs.items() if name not in mine}
+    for name, tensor in mine.items():
+        if name in theirs:
+            if _same(tensor, theirs[name]):
+                yield tensor, theirs[name]
+            continue
+        found = next((old for old, other in gone.items() if _same(tensor, other)), None)
+        if found is not None:
+            yield tensor, gone.pop(found)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kdkit.contract import Stage
+from kdkit.contract import Stage, TrainStage
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError, did_you_mean
 from kdkit.models import adopt
@@ -69,7 +69,10 @@ class Objects(Mapping[str, Any]):
         absent = missing_packages(needs)
         if absent:
             raise KdError(f"{title} needs {', '.join(absent)}, which is not installed", f"pip install {' '.join(name.replace('_', '-') for name in absent)}")
+        idle = isinstance(stage, TrainStage) and not needs.train
         for flag, kind, name in references(stage):
+            if idle and flag in ("--data", "--validation"):
+                continue
             self._check_reference(title, flag, kind, name)
         if (needs.example or needs.calibration) and self.example() is None:
             what = "calibration data" if needs.calibration else "one batch of inputs"

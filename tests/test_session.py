@@ -627,3 +627,21 @@ def test_an_exported_transformer_is_read_by_from_pretrained(tmp_path):
     session.run("prune channels --what groups ffn")
     again = type(session.original).from_pretrained(session.export(tmp_path / "model"))
     assert torch.equal(batch.call(again.eval()).logits, batch.call(session.pop()).logits)
+
+
+def test_adapters_leave_the_weights_they_stand_beside_in_one_place(session):
+    adapted = session.run("peft lora --no-train")
+    held = {weight.data_ptr() for weight in session["@base"].model.parameters()}
+    apart = [name for name, weight in adapted.model.named_parameters() if weight.data_ptr() not in held]
+    assert apart
+    assert all("lora_" in name for name in apart)
+
+
+def test_weights_that_are_equal_by_chance_are_not_tied_by_sharing():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    for layer in net:
+        nn.init.zeros_(layer.bias)
+    session = Session(net, eval=torch.randn(8, 4), task="regression", measures=("parameters",))
+    model = session.run("peft lora --no-train --targets 0 1 2").model
+    places = [weight.data_ptr() for weight in model.parameters()]
+    assert len(set(places)) == len(places)
