@@ -227,8 +227,9 @@ class Listing:
 
     @property
     def figures(self) -> list[str]:
-        """Names of all figures that any of the versions has."""
-        return list(dict.fromkeys(name for version in self.versions for name in version.report))
+        """Names of all figures that any of the versions has, in the order of the fullest report."""
+        fullest_first = sorted(self.versions, key=lambda version: -len(version.report))
+        return list(dict.fromkeys(name for version in fullest_first for name in version.report))
 
     @property
     def table(self) -> Table:

@@ -444,5 +444,5 @@ def test_a_figure_that_is_simulated_says_so():
 
 
 def test_a_metric_that_is_not_the_tasks_own_and_a_measure_of_detail_are_no_headlines():
-    report = measure(subject_of(zoo.mlp(), zoo.batch("mlp")), ["quality", "agreement", "size", "throughput"])
+    report = measure(subject(original=zoo.mlp()), ["quality", "agreement", "size", "throughput"])
     assert [name for name, figure in report.items() if figure.headline] == ["accuracy", "agreement", "size"]

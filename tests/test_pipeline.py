@@ -164,6 +164,6 @@ def test_words_that_are_no_stage_are_refused(words):
 
 def test_what_one_step_did_to_several_traits_is_told_at_once_and_a_bridge_is_laid_to_whom_it_was_put_in_for():
     with pytest.raises(KdError) as caught:
-        Pipeline.from_lines("quantize static\nprune channels").plan({Trait.FLOAT, Trait.MUTABLE})
+        Pipeline.from_lines("quantize static\nprune channels").plan(FLOAT)
     assert caught.value.message.count("quantize static (step 1) took away") == 1
     assert "convert onnx" not in str(caught.value)

@@ -528,6 +528,12 @@ def test_versions_are_told_by_their_headline_figures_and_by_others_that_are_aske
     assert "loss" in repr(listing.versions[0])
 
 
+def test_figures_stand_in_the_order_of_the_fullest_report_whichever_version_comes_first():
+    size, memory, latency = Figure("size", 1, "B"), Figure("memory", 1, "B"), Figure("latency", 1, "ms")
+    packed, base = (Version(number, None, Report(figures), frozenset()) for number, figures in enumerate([(size, latency), (size, memory, latency)]))
+    assert Listing((packed, base)).figures == ["size", "memory", "latency"]
+
+
 def test_where_nothing_fits_status_says_what_can_be_done(session, monkeypatch):
     monkeypatch.setattr(Status, "next", [])
     assert "nothing fits @base; save or export it, or branch" in repr(session.status())

@@ -88,4 +88,4 @@ def test_a_stage_that_stops_is_shown_as_stopped(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    view.end.assert_called_once_with("stopped: KeyboardInterrupt", failed=True)
+    view.end.assert_called_once_with("stopped", failed=True)

@@ -286,8 +286,9 @@ def test_a_sample_on_a_page_is_shown_as_code(bare):
     assert "<code>%kd undo</code>" in bare.give("%kd help undo")._repr_html_()
 
 
-def test_the_doctor_has_no_column_of_things_to_do_where_there_are_none(bare, monkeypatch):
-    monkeypatch.setattr("kdkit.notebook.doctor._int8", lambda: ["int8", "fast", ""])
-    assert "what to do" not in repr(bare.give("%kd doctor"))
-    monkeypatch.setattr("kdkit.notebook.doctor._int8", lambda: ["int8", "slow", "buy"])
-    assert "what to do" in repr(bare.give("%kd doctor"))
+@pytest.mark.parametrize("advice", ["", "buy another"])
+def test_the_doctor_has_a_column_of_things_to_do_only_where_there_are_any(bare, monkeypatch, advice):
+    monkeypatch.setattr("kdkit.notebook.doctor._widgets", lambda shell: ["widgets", "there", ""])
+    monkeypatch.setattr("kdkit.notebook.doctor._int8", lambda: ["int8", "so so", advice])
+    monkeypatch.setattr("kdkit.notebook.doctor._cuda", lambda: ["CUDA", "none", ""])
+    assert ("what to do" in repr(bare.give("%kd doctor"))) == bool(advice)
