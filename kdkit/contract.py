@@ -254,6 +254,9 @@ def describe(settings: type[Settings]) -> str:
     return (inspect.getdoc(settings) or "").partition("\n\n")[0].replace("\n", " ")
 
 
+LINE_OPTIONS = frozenset({"on", "as_", "seed", "dry_run", "o", "quiet", "debug"})
+"""What every `%kd` line may say beside the stage's own options; a stage calls its parameters otherwise."""
+
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\.[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -272,6 +275,8 @@ def faults(stage: type[Stage]) -> Iterator[str]:
     if "__doc__" not in vars(stage) or not stage.__doc__:
         yield f"{where}: has no docstring; its first sentence is the help line"
     for name, field in stage.model_fields.items():
+        if name in LINE_OPTIONS:
+            yield f"{where}: parameter {name} is an option of every %kd line; call it otherwise"
         if not field.description:
             yield f"{where}: parameter {name} has no help; declare it as {name} = param(default, help)"
     from kdkit.lines import field_faults

@@ -286,6 +286,9 @@ def impossible(stage: Stage, where: str, traits: frozenset[str], makers: dict[st
     hints: list[str] = []
     for trait in missing:
         culprit = makers.get(trait)
+        if culprit and culprit.startswith(_short(stage) + " ("):
+            hints += ["it was done already"]
+            continue
         hints += [f"put {_short(stage)} before {culprit}", f"or branch from a version before it: %kd {_short(stage)} --on @..."] if culprit else _makers(trait)
     for trait in standing:
         culprit = makers.get(trait)

@@ -25,7 +25,7 @@ from kdkit.exports import export
 from kdkit.forecast import Plan, foresee
 from kdkit.measure import Report, Subject, measure
 from kdkit.models import adopt, private_copy, traits_of
-from kdkit.objects import Objects
+from kdkit.objects import DATA, Objects
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
@@ -86,7 +86,6 @@ class Session:
         label: str = "base",
         **objects: Any,
     ) -> None:
-
         label = checked(label)
         self.history = History()
         self.objects = Objects({}, self._model_named, batch_size)
@@ -98,6 +97,7 @@ class Session:
         given = {"train": train, "eval": eval, "calibration": calibration, "validation": validation, "example": example, "teacher": teacher, "tokenizer": tokenizer}
         given |= {"task": task, "loss": loss, "metric": metric, "backend": backend, "seed": seed, "batch_size": batch_size, "measures": measures}
         self.original = private_copy(adopt(model)).eval()
+        _check_names(given, objects)
         self.set(**{name: value for name, value in (given | objects).items() if value is not None})
         self._adopt(self.original, label, f"use {type(self.original).__name__}")
 
@@ -442,8 +442,22 @@ class Session:
         return self.head
 
 
+def _check_names(given: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
+    """Where a session has no data at all, an object named nearly like data was meant to be it.
+
+    Raises:
+        KdError: it was.
+    """
+    if any(given[name] is not None for name in DATA):
+        return
+    for name in objects:
+        meant = did_you_mean(name, DATA)
+        if meant:
+            raise KdError(f"{name}= is not one of the names under which a session looks for data", meant, f"data: {', '.join(DATA)}")
+
+
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    backend = manager().named("kdkit_backends", settings["backend"], "backend")
+    backend = manager().named("kdkit_backends", str(settings["backend"]), "backend")
     reason = backend.unavailable()
     if reason:
         raise KdError(f"backend {settings['backend']} can't be used here: {reason}", "%kd set --backend cpu")
@@ -451,7 +465,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         _whole(name, settings[name], least)
     if settings["measures"] is not None:
         known = [each.name for _, each in manager().contributions("kdkit_measures")]
-        for name in settings["measures"]:
+        for name in (settings["measures"],) if isinstance(settings["measures"], str) else settings["measures"]:
             if name not in known:
                 raise KdError(f"no measure {name!r}", did_you_mean(name, known), f"measures: {', '.join(known)}")
 

@@ -284,7 +284,7 @@ def _check_source(folder: Path) -> None:
         raise KdError(f"can't read {folder}: {error.strerror or error}", "see that you may read it") from error
     if not folder.exists():
         near = [path.name for path in folder.absolute().parent.iterdir()] if folder.absolute().parent.is_dir() else []
-        raise KdError(f"there is no folder {folder}", did_you_mean(folder.name, near))
+        raise KdError(f"there is no folder {folder}", did_you_mean(folder.name, near), "give a folder that %kd save wrote")
     if not folder.is_dir():
         raise KdError(f"{folder} is a file; a saved version is a folder", "give the folder that %kd save wrote")
     for path in sorted(folder.rglob("*")):

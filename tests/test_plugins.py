@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdkit import KdError, Stage, hookimpl, param, plugins
-from kdkit.contract import faults, stage
+from kdkit.contract import LINE_OPTIONS, faults, stage
 from kdkit.plugins import Manager, manager
 
 
@@ -248,6 +248,7 @@ def _made(**body):
         ({"__doc__": None}, "no docstring"),
         ({"apply": Stage.apply}, "has no apply"),
         ({"__annotations__": {"x": int}, "x": 3}, "parameter x has no help"),
+        ({"__annotations__": {"seed": int}, "seed": param(3, "seed")}, "an option of every %kd line"),
         ({"__annotations__": {"x": dict}, "x": param({}, "x")}, "which no option can carry"),
         ({"__annotations__": {"no_x": bool}, "no_x": param(True, "x")}, "turned off"),
     ],
@@ -255,6 +256,12 @@ def _made(**body):
 def test_each_fault_of_a_stage_is_said(body, fault):
     body["__annotations__"] = {"id": ClassVar, "api": ClassVar} | body.get("__annotations__", {})
     assert any(fault in said for said in faults(_made(**body))), list(faults(_made(**body)))
+
+
+def test_the_options_that_a_stage_must_leave_to_the_line_are_those_of_the_line():
+    from kdkit.notebook.verbs import Line, Running
+
+    assert {*Line.model_fields, *Running.model_fields} == LINE_OPTIONS
 
 
 def test_a_whole_stage_has_no_fault():

@@ -651,3 +651,16 @@ def test_weights_that_are_equal_by_chance_are_not_tied_by_sharing():
     model = session.run("peft lora --no-train --targets 0 1 2").model
     places = [weight.data_ptr() for weight in model.parameters()]
     assert len(set(places)) == len(places)
+
+
+def test_a_name_nearly_that_of_data_is_told_where_there_is_no_data():
+    with pytest.raises(KdError, match="evaluate= is not one of the names") as caught:
+        Session(zoo.mlp(), evaluate=zoo.batch("mlp").args[0])
+    assert "did you mean eval?" in caught.value.hints
+
+
+def test_doing_the_same_twice_is_told_so(session):
+    session.run("quantize dynamic")
+    with pytest.raises(KdError, match="quantize dynamic needs float weights") as caught:
+        session.run("quantize dynamic")
+    assert "it was done already" in caught.value.hints

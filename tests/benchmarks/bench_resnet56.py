@@ -73,7 +73,7 @@ def main(folder: Path, rounds: int) -> None:
         rows.append(row)
     head = ["model", "top-1", "agreement", "MACs", "bytes", "smaller"]
     head += [f"batch {size}{what}" for size in (1, 32) for what in (", CPU ms", " against onnxruntime fp32", " against torch eager")]
-    keep("resnet56", {"n": f"{rounds} rounds, {len(images)} test images", "seed": 0}, head, rows)
+    keep("resnet56", {"epochs": os.environ.get("KDKIT_EPOCHS", "8"), "n": f"{rounds} rounds, {len(images)} test images", "seed": 0}, head, rows)
 
 
 def _times(models: dict, batch: torch.Tensor, rounds: int) -> dict[str, float]:
