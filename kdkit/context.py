@@ -71,7 +71,7 @@ class Context:
         Raises:
             KdError: the session has no data at all.
         """
-        for name in ("example", "eval", "train"):
+        for name in ("example", "eval", "train", "calibration"):
             if self.objects.get(name) is not None:
                 return self.objects[name].example()
         raise KdError(f"{self.stage or 'this'} needs one batch of inputs, and the session has none", "%kd set --eval {loader}, or --example {batch}")
