@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from kdkit.errors import KdError
-from kdkit.restoring import restored
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,60 +22,69 @@ _MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
 """What accelerate leaves in a prepared module's `__dict__`."""
 
 
-@contextlib.contextmanager
-def engine(device: str, precision: str) -> Iterator[Accelerator]:
-    """An accelerator of our own: accelerate keeps its state in globals, which are put aside meanwhile.
-
-    Raises:
-        KdError: the device can't compute in that precision.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    if precision == "fp16" and torch.device(device).type == "cpu":
-        raise KdError("--precision fp16 needs a GPU", "--precision bf16 works on a CPU too")
-    kept: list[tuple[Any, dict]] = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, GradientState, PartialState)]
-
-    def put_back() -> None:
-        for shared, before in kept:
-            shared.clear()
-            shared.update(before)
-
-    with restored(put_back), modes_restored(torch.device(device).type):
-        for shared, _ in kept:
-            shared.clear()
-        with _on(device):
-            try:
-                made = Accelerator(mixed_precision=_MIXED[precision], cpu=torch.device(device).type == "cpu")
-            except ValueError as error:
-                raise KdError(f"--precision {precision} can't be used on {device}: {error}", "--precision fp32 works everywhere") from error
-        yield made
-
-
-@contextlib.contextmanager
-def modes_restored(device: str) -> Iterator[None]:
-    """Gradients on; afterwards torch's modes as they were.
+class Surroundings:
+    """Torch's modes and accelerate's globals as they are now, to be put back when a training is over.
 
     An interrupt on the way out of `no_grad` or `autocast` would leave them on for the rest of the kernel's life, and under
-    autocast all later training would see stale copies of its weights.
+    autocast all later training would see stale copies of its weights. No context manager: one that an interrupt cuts off
+    ends when it is collected, which may be in the middle of the next training.
     """
-    gradients, casts, depth = torch.is_grad_enabled(), torch.is_autocast_enabled(device), _autocast_depth()
 
-    def put_back() -> None:
-        torch.set_grad_enabled(gradients)
-        torch.set_autocast_enabled(device, casts)
-        while _autocast_depth() > depth:
-            torch.autocast_decrement_nesting()
-            torch.clear_autocast_cache()
+    def __init__(self, device: str):
+        from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    with restored(put_back):
+        self.device = torch.device(device).type
+        self.gradients, self.casts, self.depth = torch.is_grad_enabled(), torch.is_autocast_enabled(self.device), _autocast_depth()
+        self.accelerate: list[tuple[Any, dict]] = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, GradientState, PartialState)]
+
+    def clear(self) -> None:
+        """Gradients on, and accelerate as if it had never been used: what it keeps there allows one precision a kernel."""
         torch.set_grad_enabled(True)
-        yield
+        for shared, _ in self.accelerate:
+            shared.clear()
+
+    def put_back(self) -> None:
+        """All as it was; called twice it does no harm."""
+        torch.set_grad_enabled(self.gradients)
+        torch.set_autocast_enabled(self.device, self.casts)
+        while _autocast_depth() > self.depth:
+            torch.autocast_decrement_nesting()
+        while _autocast_depth() < self.depth:
+            torch.autocast_increment_nesting()
+        if not self.depth:
+            torch.clear_autocast_cache()
+        for shared, before in self.accelerate:
+            shared.clear()
+            shared.update(before)
 
 
 def _autocast_depth() -> int:
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()
+
+
+def engine(device: str, precision: str) -> Accelerator:
+    """An accelerator for one fit.
+
+    Raises:
+        KdError: the device can't compute in that precision.
+    """
+    from accelerate import Accelerator
+
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise KdError("--precision fp16 needs a GPU", "--precision bf16 works on a CPU too")
+    with _on(device):
+        try:
+            return Accelerator(mixed_precision=_MIXED[precision], cpu=torch.device(device).type == "cpu")
+        except ValueError as error:
+            raise KdError(f"--precision {precision} can't be used on {device}: {error}", "--precision fp32 works everywhere") from error
+
+
+def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Autocast for what is computed beside the model's forward pass, which accelerate takes care of."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 @contextlib.contextmanager

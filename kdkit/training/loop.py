@@ -24,7 +24,7 @@ from kdkit.data import Batch, Data
 from kdkit.errors import KdError
 from kdkit.seeding import seed_all, seeded
 from kdkit.training.checkpoint import Checkpoint, changing, identity, pack, restore, unpack
-from kdkit.training.engine import engine, optimizer_of, unmarked
+from kdkit.training.engine import Surroundings, arithmetic, engine, optimizer_of, unmarked
 from kdkit.training.objective import Counts, Objective
 from kdkit.training.part import Step, TrainPart
 from kdkit.training.record import Record
@@ -58,14 +58,27 @@ def fit(model: nn.Module, stages: Sequence[TrainStage], context: Context) -> nn.
     """
     student, context = _student(model, stages, context)
     _note_unused_options(stages, context)
+    surroundings = Surroundings(context.device)
+    try:
+        surroundings.clear()
+        _train(student, stages, context)
+    finally:
+        try:
+            surroundings.put_back()
+        except KeyboardInterrupt:
+            surroundings.put_back()
+            raise
+    return student
+
+
+def _train(student: nn.Module, stages: Sequence[TrainStage], context: Context) -> None:
+    accelerator = engine(context.device, stages[0].precision)
     with contextlib.ExitStack() as stack:
-        accelerator = stack.enter_context(engine(context.device, stages[0].precision))
         stack.enter_context(_in_training(student, accelerator.device))
         stack.enter_context(seeded(context.seed))
         stack.enter_context(unmarked([student]))
         parts = _opened(student, stages, context, stack, accelerator.device)
         _Loop(student, stages, parts, context, accelerator).run()
-    return student
 
 
 def _student(model: nn.Module, stages: Sequence[TrainStage], context: Context) -> tuple[nn.Module, Context]:
@@ -137,6 +150,7 @@ class _Loop:
         self.beside = [weight for part in parts.values() for weight in part.modules.parameters() if weight.requires_grad]
         self.weights = _trainable(model, self.beside)
         self.optimizer = optimizer_of(self.options, self.weights)
+        self.cast = arithmetic(self.device, self.options.precision)
         self.rank, self.ranks, self.scaler = accelerator.process_index, accelerator.num_processes, accelerator.scaler
         self.prepared, stepper = accelerator.prepare(model, self.optimizer)
         # accelerate's optimizer adds only the scaler, and looks for a package on disk at each step
@@ -195,7 +209,7 @@ class _Loop:
                 raise KdError("batch norm can't train on a batch of one item", "use a larger --batch-size") from error
             raise
         seen = Step(batch, output, self.model, self.task, self.step, progress)
-        with self.accelerator.autocast() if self.options.precision != "fp32" else contextlib.nullcontext():
+        with self.cast:
             loss = self.objective.loss(seen, counts)
         # gradients are averaged over processes, and the loss is a sum over them; a process without a batch only keeps step
         share = self.ranks if counted else 0

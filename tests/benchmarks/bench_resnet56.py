@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_resnet56 [--folder build/resnet56] [--rounds 15]
 
-The models come from resnet56.ipynb, which trains for about half an hour on one core; it runs if the folder does not hold them.
+The models come from resnet56.ipynb, which trains for about a quarter of an hour on one core; it runs if the folder does not hold them.
 Goals: bytes >= 7x, latency >= 4x against onnxruntime fp32 at batch 1, at most 1 point of top-1.
 """
 
@@ -73,7 +73,7 @@ def main(folder: Path, rounds: int) -> None:
         rows.append(row)
     head = ["model", "top-1", "agreement", "MACs", "bytes", "smaller"]
     head += [f"batch {size}{what}" for size in (1, 32) for what in (", CPU ms", " against onnxruntime fp32", " against torch eager")]
-    keep("resnet56", {"epochs": os.environ.get("KDKIT_EPOCHS", "8"), "n": f"{rounds} rounds, {len(images)} test images", "seed": 0}, head, rows)
+    keep("resnet56", {"epochs": os.environ.get("KDKIT_EPOCHS", "4"), "n": f"{rounds} rounds, {len(images)} test images", "seed": 0}, head, rows)
 
 
 def _times(models: dict, batch: torch.Tensor, rounds: int) -> dict[str, float]:
