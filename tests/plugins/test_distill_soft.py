@@ -211,6 +211,7 @@ def test_the_teacher_is_as_before_to_the_bit() -> None:
     assert fingerprint(teacher) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_teacher_is_as_before_after_an_interrupt_at_any_moment() -> None:
     teacher = training_teacher()
     before, run, student = fingerprint(teacher), context(teacher=teacher), net(0)
