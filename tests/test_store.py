@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
 def test_a_missing_folder_is_told_with_its_nearest_name(saved):
     with pytest.raises(KdError, match="there is no folder") as caught:
         store.load(saved.parent / "smal")
-    assert caught.value.hints == ("did you mean small?",)
+    assert caught.value.hints[0] == "did you mean small?"
     with pytest.raises(KdError, match="is a file; a saved version is a folder"):
         store.load(saved / "kd.json")
 
