@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-
 .PHONY: demo test lab notebooks bench lint clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -23,8 +22,8 @@ lab: $(VENV)/ready
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
-	KDKIT_STABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 300 notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 KDKIT_STABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 300 notebooks/*.ipynb
 
 notebooks: $(VENV)/ready
 	for notebook in notebooks/*.ipynb; do KDKIT_STABLE=1 $(BIN)/python -m notebooks.execute $$notebook notebooks || exit 1; done
