@@ -43,6 +43,11 @@ def in_words(trait: str) -> str:
     return _WORDS.get(Trait(trait), trait) if trait in set(Trait) else trait
 
 
+def _united(fact: str) -> Any:
+    """What any of a group's stages declares of its traits."""
+    return property(lambda group: frozenset().union(*(getattr(stage, fact) for stage in group.stages)))
+
+
 class Together(Stage):
     """Several training stages in one loop: their loss terms are summed, the first one's loop options count."""
 
@@ -57,21 +62,10 @@ class Together(Stage):
                 "put stages that train, such as distill soft and tune finetune, in one group",
             )
 
-    @property
-    def requires(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset().union(*(stage.requires for stage in self.stages))
-
-    @property
-    def forbids(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset().union(*(stage.forbids for stage in self.stages))
-
-    @property
-    def adds(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset().union(*(stage.adds for stage in self.stages))
-
-    @property
-    def removes(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset().union(*(stage.removes for stage in self.stages))
+    requires = _united("requires")
+    forbids = _united("forbids")
+    adds = _united("adds")
+    removes = _united("removes")
 
     @property
     def keeps_output(self) -> bool:  # type: ignore[override]

@@ -247,6 +247,8 @@ def test_plugins_can_be_blocked_and_brought_back(bare):
         told = bare.fails("%kd tune finetune")
         assert "no verb or family 'tune'" in told.message
         assert any("tune" in hint and "blocked" in hint for hint in told.hints)
+        assert "blocked" not in repr(bare.give("%kd plugins unblock tune"))
+        assert "tune.finetune" in manager().stages()
     finally:
         manager().allow("tune")
     assert "which one?" in bare.fails("%kd plugins block").message
