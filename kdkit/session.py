@@ -145,6 +145,8 @@ class Session:
             KdError: data that can't be adopted, or that the model can't be called with; an unknown setting's value.
         """
         settings = self.settings | {name: value for name, value in named.items() if name in SETTINGS}
+        if isinstance(settings["measures"], str):
+            settings["measures"] = (settings["measures"],)
         _check_settings(settings)
         objects = self.objects.having({name: value for name, value in named.items() if name not in SETTINGS}, settings["batch_size"])
         task = self._task_for(objects, settings)
@@ -465,7 +467,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         _whole(name, settings[name], least)
     if settings["measures"] is not None:
         known = [each.name for _, each in manager().contributions("kdkit_measures")]
-        for name in (settings["measures"],) if isinstance(settings["measures"], str) else settings["measures"]:
+        for name in settings["measures"]:
             if name not in known:
                 raise KdError(f"no measure {name!r}", did_you_mean(name, known), f"measures: {', '.join(known)}")
 

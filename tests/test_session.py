@@ -664,3 +664,7 @@ def test_doing_the_same_twice_is_told_so(session):
     with pytest.raises(KdError, match="quantize dynamic needs float weights") as caught:
         session.run("quantize dynamic")
     assert "it was done already" in caught.value.hints
+
+
+def test_one_measure_may_be_given_by_its_bare_name():
+    assert list(Session(zoo.mlp(), measures="parameters").head.report) == ["parameters"]
