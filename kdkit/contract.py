@@ -200,6 +200,14 @@ class Stage(Settings):
         """What this stage needs with these parameters; `needs` unless it depends on them."""
         return self.needs
 
+    def references(self) -> Iterator[tuple[str, str, str]]:
+        """(parameter, kind, name) for each object of the session that the stage names; a subclass may leave out what it makes itself."""
+        for name, info in type(self).model_fields.items():
+            kind = (info.json_schema_extra or {}).get("refers", "")  # type: ignore[union-attr]
+            value = getattr(self, name)
+            if kind and kind != "layers" and value:
+                yield from ((name, str(kind), each) for each in (value if isinstance(value, tuple) else (value,)))
+
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """What the model will be like, without training or data: by default by applying the stage to a throw-away copy."""
         changed = self.apply(model, context)

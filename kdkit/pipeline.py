@@ -350,11 +350,8 @@ def _read(step: Any, where: str, used: dict[str, str]) -> Stage:
 def references(stage: Stage) -> Iterator[tuple[str, str, str]]:
     """(option, kind, name) for each object of the session that a stage names."""
     for each in stage.stages if isinstance(stage, Together) else (stage,):
-        for name, info in type(each).model_fields.items():
-            kind = (info.json_schema_extra or {}).get("refers", "")
-            value = getattr(each, name)
-            if kind and kind != "layers" and value:
-                yield option(name), kind, value
+        for name, kind, value in each.references():
+            yield option(name), kind, value
 
 
 def missing_packages(needs: Needs) -> list[str]:

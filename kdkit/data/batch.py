@@ -24,6 +24,7 @@ class Batch:
         args: positional inputs, tensors of shape (batch, ...).
         kwargs: inputs by name, as HF models take them.
         labels: (batch, ...), a tuple of such, or None.
+        numbers: (batch,) int64, of the items within their data set, where items have numbers.
 
     >>> Batch((torch.zeros(4, 3),), labels=torch.zeros(4)).size
     4
@@ -32,6 +33,7 @@ class Batch:
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: Any = None
+    numbers: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -54,7 +56,7 @@ class Batch:
                 return tuple(map(each, item))
             return change(item) if isinstance(item, Tensor) else item
 
-        return Batch(each(self.args), {key: each(item) for key, item in self.kwargs.items()}, each(self.labels))
+        return Batch(each(self.args), {key: each(item) for key, item in self.kwargs.items()}, each(self.labels), each(self.numbers))
 
     def call(self, model: Callable) -> Any:
         """What `model` gives for it."""

@@ -157,6 +157,10 @@ class _Loop:
         self.stepper = stepper if self.scaler is not None else self.optimizer
         self.batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
         self.window = self.options.accumulate * self.ranks
+        relational = [title for title, part in parts.items() if part.whole_batch]
+        self.wants_two = self.batch_norm or bool(relational)
+        if relational and self.options.accumulate > 1:
+            raise KdError(f"{relational[0]} compares the items of a batch, so batches can't be accumulated", "leave out --accumulate, and make --batch-size what fits")
         self.epoch = self.step = 0
         self.left_out = False
         self.epoch_steps, self.steps = self._length()
@@ -192,6 +196,8 @@ class _Loop:
         mine = window[self.rank :: self.ranks]
         progress = self.step / (self.steps - 1) if self.steps > 1 else 1.0
         for number, batch in enumerate(mine or window[:1], 1):
+            if self.wants_two and not self.batch_norm and batch.size == 1:
+                raise KdError("a batch of one item has nothing to compare it with", "use a larger --batch-size")
             with self._unsynced() if number < len(mine) else contextlib.nullcontext():
                 seen = self._backward(batch.to(self.device), counts, progress, bool(mine))
         self._update()
@@ -238,7 +244,7 @@ class _Loop:
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch in its order; a last one of a single item is left out where batch norm can't take it."""
         for index, batch in enumerate(self.data.batches(shuffle=True, seed=self._seed(epoch), batch_size=self.options.batch_size)):
-            if index and self.batch_norm and batch.size == 1:
+            if index and self.wants_two and batch.size == 1:
                 self.left_out = True
             else:
                 yield batch
@@ -248,7 +254,7 @@ class _Loop:
         batches = self.data.length(self.options.batch_size)
         if batches is None and self.options.steps:
             return self.options.steps, self.options.steps
-        if batches is None or (self.batch_norm and batches > 1 and (self.data.items or 0) % (batches - 1) == 1 % (batches - 1)):
+        if batches is None or (self.wants_two and batches > 1 and (self.data.items or 0) % (batches - 1) == 1 % (batches - 1)):
             batches = sum(1 for _ in self._batches(0))
         an_epoch = math.ceil(batches / self.window)
         return an_epoch, self.options.steps or max(1, math.ceil(self.options.epochs * an_epoch - 1e-9))
@@ -258,7 +264,8 @@ class _Loop:
         try:
             losses = self.record.flush()
         except KdError as error:
-            raise error.with_hints(*_remedies(self.options)) from None
+            known = [hint for part in self.parts.values() for hint in part.diagnose()]
+            raise error.with_hints(*(known or _remedies(self.options))) from None
         self.told = time.monotonic()
         epochs = math.ceil(self.steps / self.epoch_steps)
         self.context.progress(
@@ -274,7 +281,9 @@ class _Loop:
         if sick:
             raise KdError(f"after {self.step} steps the weights of {sick[0]} are not finite", *_remedies(self.options))
         if self.left_out:
-            self.context.note("each epoch left out one item, which would have made a batch by itself; batch norm needs two")
+            self.context.note(
+                f"each epoch left out one item, which would have made a batch by itself; {'batch norm' if self.batch_norm else 'comparing items'} needs two"
+            )
         if summary := self.record.summary():
             self.context.note(f"{summary} in {self.step} steps")
         if self.checkpoint and not self.options.checkpoint and self.accelerator.is_main_process:

@@ -70,6 +70,9 @@ class TrainPart:
     ...         yield Term.of_labels(step)
     """
 
+    whole_batch: bool = False
+    """Whether an item's value depends on which items stand beside it; then batches can't be accumulated, and one item is no batch."""
+
     @cached_property
     def modules(self) -> nn.ModuleDict:
         """Modules that train beside the model, such as projectors; never saved with it.
@@ -92,6 +95,10 @@ class TrainPart:
         there.
         """
         return {}
+
+    def diagnose(self) -> Iterable[str]:
+        """What this part knows of why the loss may not be finite, a line each; asked once it is not."""
+        return ()
 
     def after_step(self, step: Step) -> None:
         """After each optimizer step."""

@@ -11,6 +11,6 @@ from kdkit.contract import Stage
 @hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
     """The family's techniques."""
-    from kdkit_distill.soft import Soft
+    from kdkit_distill.response.soft import Soft
 
     return [Soft]

@@ -1,11 +1,11 @@
-"""The lesson: what all distillation shares - a teacher at hand, untouched; a student; labels beside it or not at all."""
+"""The lesson: what all distillation shares - a teacher's signals beside the student's, and techniques that compare them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from kdkit.contract import Needs, TrainStage, param
 from kdkit.errors import KdError
 from kdkit.models import adopt, private_copy
-from kdkit.tasks import CausalLM, Classification
+from kdkit.tasks import CausalLM, Task
 from kdkit.training import Step, Term, TrainPart
+from kdkit_distill.matching import Capture, probed
+from kdkit_distill.schedules import Shape, between, rising
+from kdkit_distill.signals import Exchange, Pair, Signal
+from kdkit_distill.sources import Live, Source
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -23,34 +27,40 @@ PADDING = 1024
 """Heads of one vocabulary may differ by so many rows that padding put there; more is another vocabulary."""
 
 
-@dataclass(frozen=True)
-class Signal:
-    """What a model says of a batch.
-
-    Attributes:
-        logits: (batch, classes) or (batch, tokens, classes).
-        output: whatever the model returned.
-    """
-
-    logits: Tensor
-    output: Any
-
-
 class DistillStage(TrainStage):
-    """A stage whose student learns from a teacher: loss = (1 - alpha) · label loss + alpha · the technique's terms."""
+    """A stage whose student learns from a teacher.
+
+    loss = (1 - alpha) · label loss + alpha · weight · schedule · (the technique's terms)
+
+    A technique gives `terms`; and `pairs` and `modules`, where it compares layers.
+    """
 
     teacher: str = param("teacher", "the session's model to learn from; where none was given, the model the session began with", refers="model")
     student: str | None = param(None, "a model of the session to train in place of the current one, which then teaches it", refers="model")
     alpha: float = param(0.9, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.5, 1.0))
     labels: bool = param(True, "learn from labels too; --no-labels leaves all to the teacher and wants none")
+    weight: float = param(1.0, "factor of the technique's terms", gt=0, search=(0.1, 10))
+    weight_schedule: Shape = param("constant", "how that factor goes from its value to --weight-end times it", advanced=True)
+    weight_end: float = param(0.0, "share of the factor that is left at the end of a linear or cosine schedule", ge=0, advanced=True)
+    weight_warmup: float = param(0.0, "share of the training in which the factor rises from zero", ge=0, lt=1, advanced=True)
+    also: tuple[str, ...] = param((), 'more techniques in the same loss, as lines: --also "similarity --weight 3000" hints', advanced=True)
 
     # a student of its own may return its outputs in another form; the lesson itself compares what both say
     keeps_output = False
+
+    compares_logits: ClassVar[bool] = False
+    """Whether the terms set logits side by side, so that both must know the same classes."""
+    relational: ClassVar[bool] = False
+    """Whether an item's value depends on which items stand beside it, so that batches can't be accumulated."""
 
     @property
     def share(self) -> float:
         """Of the teacher in the loss."""
         return self.alpha if self.labels else 1.0
+
+    def factor(self, progress: float) -> float:
+        """What the technique's terms are multiplied by at `progress` of the training."""
+        return self.weight * between(self.weight_schedule, 1.0, self.weight_end, progress) * rising(self.weight_warmup, progress)
 
     def needed(self) -> Needs:
         return Needs(train=True, teacher=True, labels=self.share < 1)
@@ -63,71 +73,152 @@ class DistillStage(TrainStage):
     def part(self, model: nn.Module, context: Context) -> TrainPart:
         return Lesson(self, context)
 
-    def terms(self, student: Signal, teacher: Signal) -> Iterable[Term]:
-        """The technique's terms, with weights among themselves."""
+    # what a technique says
+
+    def source(self, context: Context) -> Source:
+        """Where the teacher's signals come from."""
+        return Live(self.teacher, context)
+
+    def unsuited(self, task: Task) -> str:
+        """Why the technique can't be used for a task; empty where it can."""
+        return ""
+
+    def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
+        """The layers that are compared.
+
+        Args:
+            teacher: None where only its signals are at hand.
+        """
+        return ()
+
+    def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
+        """What trains beside the student, never saved with it, such as projections; state that must survive an interrupt too.
+
+        Args:
+            features: (student's, teacher's) for each pair, of one probe batch.
+        """
+        return nn.ModuleDict()
+
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        """The technique's terms, with weights among themselves; values per item, (batch,) or (batch, tokens)."""
         raise NotImplementedError
+
+    def also_stages(self) -> list[DistillStage]:
+        """The stages that `also` names.
+
+        Raises:
+            KdError: one is no technique of distillation, or not one that can stand beside another.
+        """
+        from kdkit.pipeline import Pipeline
+
+        stages = [stage for line in self.also for stage in Pipeline.from_lines(f"distill {line}").stages]
+        for stage in stages:
+            if not isinstance(stage, DistillStage) or type(stage).terms is DistillStage.terms or type(stage).part is not DistillStage.part:
+                raise KdError(f"--also {stage.technique}: it has no terms to add to another technique's", "put it in a together: group, or run it by itself")
+        return stages  # type: ignore[return-value]
+
+
+@dataclass
+class Technique:
+    """One technique within a lesson: its stage, and what it brought for this training."""
+
+    stage: DistillStage
+    pairs: tuple[Pair, ...] = ()
+    modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
 
 class Lesson(TrainPart):
-    """Asks the teacher about each batch, and hands both answers to the technique."""
+    """Asks the teacher about each batch, and hands both answers to the techniques."""
 
     def __init__(self, stage: DistillStage, context: Context):
         self.stage, self.context = stage, context
-        self.teacher: nn.Module | None = None
+        self.techniques = [Technique(each) for each in (stage, *stage.also_stages())]
+        self.whole_batch = any(each.stage.relational for each in self.techniques)
+        self.source = stage.source(context)
+        self.capture = Capture()
         self.held = contextlib.ExitStack()
         self.told = False
+        self.nan: Tensor | None = None
 
     def open(self, model: nn.Module) -> None:
-        if not isinstance(self.context.task, Classification):
-            raise KdError(
-                f"{self.stage.title} compares classes, and the task is {self.context.task.name}",
-                "it works for classification and language models; --task says what yours is",
-            )
-        teacher = self.held.enter_context(self.context.teacher(self.stage.teacher))
-        here, there = ({tensor.device for tensor in (*each.parameters(), *each.buffers())} for each in (model, teacher))
-        # a copy, since moving the user's own model would change it
-        self.teacher = private_copy(teacher).to(next(iter(here))) if there - here else teacher
+        for each in self.techniques:
+            if reason := each.stage.unsuited(self.context.task):
+                raise KdError(f"{each.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")
+        if not self.stage.share:
+            return
+        self.held.callback(self.source.close)
+        for each in self.techniques:
+            each.pairs = each.stage.pairs(model, self.source.model, self.context)
+        named = [pair for each in self.techniques for pair in each.pairs]
+        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        self.source.open(device, [pair.teacher for pair in named])
+        self._probe(model, [pair.student for pair in named], device)
+        self.capture = self.held.enter_context(Capture(model, [pair.student for pair in named]))
+
+    def _probe(self, model: nn.Module, layers: list[str], device: torch.device) -> None:
+        """Look at one batch before training: do both say the same kind of thing, and what shapes have their features?"""
+        batch = self.context.example.to(device)
+        teacher = self.source.signal(batch)
+        if torch.isnan(teacher.logits).any():
+            raise KdError("the teacher answers with nan", "evaluate it by itself first: %kd eval; is its input scaled as in its training?")
+        student, output = probed(model, layers, batch)
+        if any(each.stage.compares_logits for each in self.techniques):
+            self._fitted(Signal(self.context.task.prediction(output, batch)), teacher)
+        for number, each in enumerate(self.techniques):
+            each.modules = each.stage.modules([(student[pair.student], teacher.features[pair.teacher]) for pair in each.pairs], self.context)
+            self.modules[str(number)] = each.modules
 
     def terms(self, step: Step) -> Iterator[Term]:
         if self.stage.share < 1:
             yield Term.of_labels(step, 1 - self.stage.share)
         if self.stage.share > 0:
-            for term in self.stage.terms(*self._signals(step)):
-                yield replace(term, weight=_scaled(term, self.stage.share))
+            student, teacher = self.signals(step)
+            for each in self.techniques:
+                for term in each.stage.terms(Exchange(student, teacher, step, each.pairs, each.modules)):
+                    yield replace(term, weight=_weighted(term, each.stage, self.stage.share))
 
-    def _signals(self, step: Step) -> tuple[Signal, Signal]:
-        assert self.teacher is not None
-        with torch.no_grad():
-            answer = step.batch.call(self.teacher)
-        student, teacher = step.task.prediction(step.output, step.batch), step.task.prediction(answer, step.batch)
-        teacher = teacher.to(student.device)
-        if student.shape != teacher.shape:
+    def signals(self, step: Step) -> tuple[Signal, Signal]:
+        """What student and teacher say of a batch."""
+        student = Signal(step.task.prediction(step.output, step.batch), self.capture.take(), step.output)
+        teacher = self.source.signal(step.batch)
+        sick = torch.isnan(teacher.logits).any()
+        self.nan = sick if self.nan is None else self.nan | sick
+        if any(each.stage.compares_logits for each in self.techniques):
             student, teacher = self._fitted(student, teacher)
-        return Signal(student, step.output), Signal(teacher, answer)
+        return student, teacher
 
-    def _fitted(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def diagnose(self) -> Iterator[str]:
+        if self.nan is not None and bool(self.nan):
+            yield "the teacher answered with nan for some batch; evaluate it by itself on this data first"
+
+    def _fitted(self, student: Signal, teacher: Signal) -> tuple[Signal, Signal]:
         """Cut the padding off the wider of two heads over one vocabulary."""
-        classes = (student.shape[-1], teacher.shape[-1])
-        if student.shape[:-1] != teacher.shape[:-1]:
+        one, two = student.logits, teacher.logits
+        if one.shape == two.shape:
+            return student, teacher
+        classes = (one.shape[-1], two.shape[-1])
+        if one.shape[:-1] != two.shape[:-1]:
             raise KdError(
-                f"the teacher's answers have shape {tuple(teacher.shape)}, the student's {tuple(student.shape)}",
+                f"the teacher's answers have shape {tuple(two.shape)}, the student's {tuple(one.shape)}",
                 "both must say as much about each item; look at pooling, strides and tokenizers",
             )
         if not isinstance(self.context.task, CausalLM) or abs(classes[0] - classes[1]) > PADDING:
             raise KdError(
                 f"the teacher knows {classes[1]} classes, the student {classes[0]}",
-                "soft labels compare the same classes in the same order; give the student a head of that width",
+                "the same classes in the same order are compared; give the student a head of that width",
             )
         if not self.told:
             self.told = True
             self.context.note(f"vocabulary cut to {min(classes)}: the student's head has {classes[0]} rows, the teacher's {classes[1]}; the rest was taken for padding")
-        return student[..., : min(classes)], teacher[..., : min(classes)]
+        return replace(student, logits=one[..., : min(classes)]), replace(teacher, logits=two[..., : min(classes)])
 
     def close(self, model: nn.Module) -> None:
-        self.teacher = None
         self.held.close()
 
 
-def _scaled(term: Term, factor: float) -> float | Callable[[float], float]:
-    weight = term.weight
-    return (lambda progress: factor * weight(progress)) if callable(weight) else factor * weight
+def _weighted(term: Term, stage: DistillStage, share: float) -> float | Callable[[float], float]:
+    """A term's weight among its technique's, times the technique's factor, times the teacher's share."""
+    own = term.weight
+    if not callable(own) and stage.weight_schedule == "constant" and not stage.weight_warmup:
+        return own * stage.weight * share
+    return lambda progress: (own(progress) if callable(own) else own) * stage.factor(progress) * share

@@ -30,7 +30,7 @@ from kdkit.context import Context
 from kdkit.data import adopt_data
 from kdkit.tasks import Classification
 from kdkit.training import Step, Term, TrainPart, fit
-from kdkit_distill.soft import Soft
+from kdkit_distill.response.soft import Soft
 from kdkit_tune.finetune import Finetune
 
 SEED, BATCH, RATE = 0, 64, 0.01

@@ -21,8 +21,8 @@ from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import CausalLM, Classification, Embedding, Regression, Task
 from kdkit.training import fit
-from kdkit_distill.objectives import soft_labels
-from kdkit_distill.soft import Soft
+from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.soft import Soft
 from kdkit_tune.finetune import Finetune
 from tests.test_interrupts import interrupted, moments
 

@@ -198,7 +198,7 @@ def test_without_a_loss_of_its_own_it_looks_at_no_labels(options):
 
 
 def test_together_with_another_stage_its_loss_trains_the_adapters_alone():
-    from kdkit_distill.soft import Soft
+    from kdkit_distill.response.soft import Soft
 
     model, batch = zoo.mlp(), zoo.batch("mlp")
     about = context(model, batch)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from kdkit.contract import param
 from kdkit.training import Term
-from kdkit_distill.lesson import DistillStage, Signal
-from kdkit_distill.objectives import soft_labels
+from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.stage import ResponseStage
+from kdkit_distill.signals import Exchange
 
 
-class Soft(DistillStage):
+class Soft(ResponseStage):
     """Match the teacher's softened class probabilities.
 
     Loss per item, or token: (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)). T² keeps the
@@ -23,7 +23,5 @@ class Soft(DistillStage):
 
     id: ClassVar[str] = "distill.soft"
 
-    temperature: float = param(4.0, "softens both distributions; 1 leaves them as they are", gt=0, search=(1, 8))
-
-    def terms(self, student: Signal, teacher: Signal) -> Iterable[Term]:
-        yield Term("soft", soft_labels(student.logits, teacher.logits, self.temperature))
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        yield Term("soft", soft_labels(seen.student.logits, seen.teacher.logits, self.temperature_at(seen.step.progress)))

@@ -1,0 +1,1 @@
+"""What the teacher sees on the way: objectives over the outputs of layers."""

@@ -1,0 +1,1 @@
+"""What the teacher answers: objectives over its logits."""

@@ -1,0 +1,1 @@
+"""Who teaches whom, when, and on what."""

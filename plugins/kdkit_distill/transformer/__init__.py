@@ -1,0 +1,1 @@
+"""What is inside a transformer: hidden states, attention, the relations of its values."""
