@@ -281,9 +281,8 @@ class _Loop:
         if sick:
             raise KdError(f"after {self.step} steps the weights of {sick[0]} are not finite", *_remedies(self.options))
         if self.left_out:
-            self.context.note(
-                f"each epoch left out one item, which would have made a batch by itself; {'batch norm' if self.batch_norm else 'comparing items'} needs two"
-            )
+            wants = "batch norm" if self.batch_norm else "comparing items"
+            self.context.note(f"each epoch left out one item, which would have made a batch by itself; {wants} needs two")
         if summary := self.record.summary():
             self.context.note(f"{summary} in {self.step} steps")
         if self.checkpoint and not self.options.checkpoint and self.accelerator.is_main_process:

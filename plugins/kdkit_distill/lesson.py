@@ -65,6 +65,18 @@ class DistillStage(TrainStage):
     def needed(self) -> Needs:
         return Needs(train=True, teacher=True, labels=self.share < 1)
 
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        for each in (self, *self.also_stages()):
+            if each.relational and self.accumulate > 1:
+                yield f"{each.title} compares the items of a batch, so batches can't be accumulated; leave out --accumulate"
+
+    def check(self, model: nn.Module, context: Context) -> Iterator[str]:
+        yield from self.conflicts()
+        for each in (self, *self.also_stages()):
+            if reason := each.unsuited(context.task):
+                yield f"{reason}; the task is {context.task.name}, and --task says what yours is"
+
     def learner(self, model: nn.Module, context: Context) -> nn.Module:
         if self.student is None:
             return model

