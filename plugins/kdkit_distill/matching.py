@@ -16,6 +16,7 @@ from kdkit_distill.signals import Pair
 class Capture:
     """Keeps what layers give in a forward pass, by hooks; a context manager that takes the hooks off again.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with Capture(net, ["0"]) as capture:
     ...     _ = net(torch.zeros(4, 2))
