@@ -566,3 +566,72 @@ def test_a_model_that_fails_on_the_batch_says_what_it_was_given_and_what_to_do(m
 def test_items_are_batched_at_will_by_number() -> None:
     data = Items([(torch.zeros(2), label) for label in range(5)], "five items", batch_size=2)
     assert [batch.labels.tolist() for batch in data.batches(batch_size=4)] == [[0, 1, 2, 3], [4]]
+
+
+# numbers of items
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"shuffle": True, "seed": 5}, {"shuffle": True, "seed": 6, "batch_size": 7}])
+def test_an_item_has_the_same_number_in_every_pass(form: str, options: dict[str, Any]) -> None:
+    x, y = pair(10)
+    for batch in adopt_data(FORMS[form](x, y, 4), batch_size=4).batches(**options):
+        assert batch.numbers is not None
+        assert batch.numbers.dtype == torch.int64
+        assert batch.numbers.tolist() == batch.labels.tolist()
+
+
+@pytest.mark.parametrize("form", ["a pair of tensors", "a DataLoader", "a list of batches", "a re-iterable"])
+def test_the_example_and_the_first_items_keep_their_numbers(form: str) -> None:
+    data = adopt_data(FORMS[form](*pair(10), 4), batch_size=4)
+    assert data.example().numbers.tolist() == [0, 1, 2, 3]
+    assert [number for batch in data.take(6).batches(batch_size=4) for number in batch.numbers.tolist()] == [0, 1, 2, 3, 4, 5]
+
+
+def test_numbers_go_with_their_items_when_a_batch_is_cut_or_moved() -> None:
+    batch = adopt_data(pair(6)).example()
+    assert batch[2:4].numbers.tolist() == [2, 3]
+    assert batch[torch.tensor([5, 0])].numbers.tolist() == [5, 0]
+    assert batch.to("cpu").numbers.tolist() == list(range(6))
+
+
+def test_a_dropped_last_batch_does_not_shift_the_numbers() -> None:
+    x, y = pair(10)
+    data = adopt_data(DataLoader(TensorDataset(x, y), 4, shuffle=True, drop_last=True))
+    for batch in data.batches(shuffle=True, seed=3):
+        assert batch.numbers.tolist() == batch.labels.tolist()
+
+
+@pytest.mark.parametrize("make", [lambda x, y: WeightedRandomSampler(torch.ones(10), 10), lambda x, y: RandomSampler(range(10), num_samples=4)])
+def test_a_loader_with_a_sampler_of_its_own_gives_no_numbers(make: Any) -> None:
+    x, y = pair(10)
+    data = adopt_data(DataLoader(TensorDataset(x, y), 4, sampler=make(x, y)))
+    assert all(batch.numbers is None for source in (data, data.take(5)) for batch in source.batches())
+    assert all(batch.numbers is None for batch in data.batches(batch_size=3))
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_function_that_shuffles_for_itself_loses_its_numbers(labels: bool) -> None:
+    x, y = pair(40)
+
+    def shuffled() -> Any:
+        order = torch.randperm(40)
+        return cut(x[order], y[order], 8) if labels else x[order].split(8)
+
+    data = adopt_data(shuffled)
+    assert all(batch.numbers is None for batch in data.batches(shuffle=True, seed=9))
+
+
+def test_augmented_items_of_a_stream_keep_their_numbers() -> None:
+    x, y = pair(10)
+    data = adopt_data(lambda: cut(x + torch.rand(10, 1), y, 4))
+    assert [number for batch in data.batches(shuffle=True, seed=9) for number in batch.numbers.tolist()] == list(range(10))
+
+
+def test_a_collate_function_that_makes_two_of_each_item_leaves_them_without_numbers() -> None:
+    def doubled(items: list) -> tuple:
+        x, y = zip(*items, strict=True)
+        return torch.stack(x * 2), torch.tensor(y * 2)
+
+    x, y = pair(8)
+    assert all(batch.numbers is None for batch in adopt_data(DataLoader(TensorDataset(x, y), 4, collate_fn=doubled)).batches())

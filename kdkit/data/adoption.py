@@ -97,7 +97,7 @@ def _rows(batch: Batch, why: str, batch_size: int) -> Data:
 def _loader(loader: DataLoader) -> Data:
     """With the loader's own dataset, batches and workers; the order is ours unless it has a sampler of its own."""
     if not _orderable(loader):
-        return Data(lambda: loader, "a DataLoader in an order of its own")
+        return Data(lambda: loader, "a DataLoader in an order of its own", numbered=isinstance(loader.dataset, IterableDataset))
     loading = {key: getattr(loader, key) for key in ("num_workers", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")}
     return Items(loader.dataset, "a DataLoader", loader.batch_size or 1, loader.collate_fn, loading, loader.drop_last)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -24,7 +24,7 @@ class Batch:
         args: positional inputs, tensors of shape (batch, ...).
         kwargs: inputs by name, as HF models take them.
         labels: (batch, ...), a tuple of such, or None.
-        numbers: (batch,) int64, of the items within their data set, where items have numbers.
+        numbers: (batch,) int64, of the items within their data set, the same in every pass; None where that is not known.
 
     >>> Batch((torch.zeros(4, 3),), labels=torch.zeros(4)).size
     4
@@ -98,7 +98,7 @@ def as_batch(obj: Any) -> Batch:
     inputs, labels = _parted(obj)
     batch = _of_inputs(inputs)
     if labels is not None:
-        batch = Batch(batch.args, batch.kwargs, as_labels(labels))
+        batch = replace(batch, labels=as_labels(labels))
     _check_lengths(batch)
     return batch
 

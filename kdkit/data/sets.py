@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -21,18 +22,22 @@ class Data:
         batches: called for each pass; gives an iterable of batches in any form that `as_batch` takes.
         why: what was adopted and how it was understood, one line.
         items: how many items a pass has, where it is known.
+        numbered: whether each pass has the same order, so that counting gives items their numbers.
 
     Such a stream keeps the order in which it comes, seeded; `Items` can really shuffle.
 
     >>> data = Data(lambda: [torch.zeros(3, 2), torch.ones(1, 2)], "two tensors")
     >>> [batch.size for batch in data.batches()], data.labelled, data.example().size
     ([3, 1], False, 3)
+    >>> [batch.numbers.tolist() for batch in data.batches()]
+    [[0, 1, 2], [3]]
     """
 
-    def __init__(self, batches: Callable[[], Iterable], why: str, items: int | None = None):
+    def __init__(self, batches: Callable[[], Iterable], why: str, items: int | None = None, numbered: bool = True):
         self._make = batches
         self.why = why
         self.items = items
+        self.numbered = numbered
         self._example: Batch | None = None
 
     def batches(self, shuffle: bool = False, seed: int | None = None, batch_size: int | None = None) -> Iterator[Batch]:
@@ -62,7 +67,17 @@ class Data:
         return self.batches()
 
     def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
-        return rebatched(map(as_batch, own_randomness(self._make, seed)), batch_size)
+        batches = map(as_batch, own_randomness(self._make, seed))
+        return rebatched(self._counted(batches) if self.numbered else (replace(batch, numbers=None) for batch in batches), batch_size)
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """With numbers, by counting; without, where the stream turns out to have another order than at first."""
+        done, known = 0, True
+        for batch in batches:
+            if not done and self._example is not None:
+                known = _same_start(batch, self._example)
+            yield replace(batch, numbers=torch.arange(done, done + batch.size) if known else None)
+            done += batch.size
 
     def example(self) -> Batch:
         """The first batch; kept, so that it is loaded once."""
@@ -93,7 +108,7 @@ class Data:
                 if left <= 0:
                     return
 
-        return Data(first, f"the first {items} of {self.why}", None if self.items is None else min(items, self.items))
+        return Data(first, f"the first {items} of {self.why}", None if self.items is None else min(items, self.items), self.numbered)
 
     def __repr__(self) -> str:
         return f"Data({self.why})"
@@ -103,7 +118,11 @@ class Listed(Data):
     """Batches in a list; shuffling changes their order, and the items of a batch stay together."""
 
     def __init__(self, batches: Iterable, why: str):
-        self._list = [as_batch(batch) for batch in batches]
+        self._list: list[Batch] = []
+        done = 0
+        for batch in map(as_batch, batches):
+            self._list.append(replace(batch, numbers=torch.arange(done, done + batch.size)))
+            done += batch.size
         super().__init__(lambda: self._list, why, sum(batch.size for batch in self._list))
 
     def length(self, batch_size: int | None = None) -> int | None:
@@ -140,7 +159,8 @@ class Items(Data):
         numbers, size = order(len(self._dataset), shuffle, seed), batch_size or self.batch_size
         drop_last = shuffle and self._drop_last and len(numbers) >= size
         loader = self._loader(numbers, size, seed, drop_last=drop_last, **self._loading)
-        return map(as_batch, loader if shuffle else own_randomness(lambda: loader, seed))
+        batches = map(as_batch, loader if shuffle else own_randomness(lambda: loader, seed))
+        return (_numbered(batch, numbers[index * size : (index + 1) * size]) for index, batch in enumerate(batches))
 
     def length(self, batch_size: int | None = None) -> int | None:
         items, size = len(self._dataset), batch_size or self.batch_size
@@ -151,7 +171,7 @@ class Items(Data):
         if not len(self._dataset):
             return super()._first()
         numbers = range(min(self.batch_size, len(self._dataset)))
-        return as_batch(next(own_randomness(lambda: self._loader(numbers, len(numbers), 0), 0)))
+        return _numbered(as_batch(next(own_randomness(lambda: self._loader(numbers, len(numbers), 0), 0))), list(numbers))
 
     def take(self, items: int) -> Items:
         some = Subset(self._dataset, range(min(items, len(self._dataset))))
@@ -172,6 +192,19 @@ class Rows:
 
     def __getitems__(self, numbers: list[int]) -> Batch:
         return self.batch[torch.as_tensor(numbers)]
+
+
+def _numbered(batch: Batch, numbers: list[int]) -> Batch:
+    """With these numbers; a collate function that makes more or fewer of its items leaves them without."""
+    return replace(batch, numbers=torch.tensor(numbers) if batch.size == len(numbers) else None)
+
+
+def _same_start(one: Batch, other: Batch) -> bool:
+    """Whether two batches begin with the same items, by their labels; these stay where inputs are augmented."""
+    if isinstance(one.labels, torch.Tensor) and isinstance(other.labels, torch.Tensor):
+        return one.labels.shape == other.labels.shape and torch.equal(one.labels, other.labels)
+    pairs = zip((*one.args, *one.kwargs.values()), (*other.args, *other.kwargs.values()), strict=False)
+    return all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs if isinstance(mine, torch.Tensor))
 
 
 def order(items: int, shuffle: bool, seed: int) -> list[int]:
@@ -245,7 +278,8 @@ def _joined(one: Batch, other: Batch) -> Batch:
             return tuple(cat(*pair) for pair in zip(first, second, strict=True))
         return torch.cat([first, second]) if isinstance(first, torch.Tensor) else first
 
+    numbers = None if one.numbers is None or other.numbers is None else torch.cat([one.numbers, other.numbers])
     try:
-        return Batch(cat(one.args, other.args), {key: cat(item, other.kwargs[key]) for key, item in one.kwargs.items()}, cat(one.labels, other.labels))
+        return Batch(cat(one.args, other.args), {key: cat(item, other.kwargs[key]) for key, item in one.kwargs.items()}, cat(one.labels, other.labels), numbers)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise KdError(f"batches of ({one}) and ({other}) can't be joined to another batch size", "leave --batch-size out, or pad the batches to one length") from error
