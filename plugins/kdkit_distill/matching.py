@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from kdkit.data import Batch
 from kdkit.errors import KdError, did_you_mean
 from kdkit.models import evaluating
+from kdkit_distill.outline import Layer, first_tensor, penultimate, stages
 from kdkit_distill.signals import Pair
+
+__all__ = ["Capture", "feature_of", "parsed", "penultimate", "probed", "suggested"]
 
 
 class Capture:
     """Keeps what layers give in a forward pass, by hooks; a context manager that takes the hooks off again.
+
+    A layer that runs several times in a pass is kept as it ran last. An output that a later operation overwrites in place,
+    such as ReLU(inplace=True) after it, is kept as the layer gave it: the first pass copies each, and finds which need it.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -26,58 +37,108 @@ class Capture:
 
     def __init__(self, model: nn.Module | None = None, layers: Iterable[str] = ()):
         self.model, self.layers = model, tuple(dict.fromkeys(layers))
-        self._taken: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
+        self._taken: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self._calls: Counter[str] = Counter()
+        self._safe: dict[str, bool] = {}
 
     def __enter__(self) -> Self:
         places = dict(self.model.named_modules()) if self.model is not None else {}
-        for name in self.layers:
-            if name not in places:
-                self.__exit__()
-                raise KdError(f"{type(self.model).__name__} has no layer {name!r}", did_you_mean(name, places))
-            self._hooks.append(places[name].register_forward_hook(self._keeper(name)))
+        missing = next((name for name in self.layers if name not in places), None)
+        if missing is not None:
+            raise KdError(f"{type(self.model).__name__} has no layer {missing!r}", did_you_mean(missing, places) or _some(places))
+        try:
+            if self.model is not None and self.layers:
+                self.model.register_forward_pre_hook(_Hook(self, self._begin))
+            for name in self.layers:
+                places[name].register_forward_hook(_Hook(self, functools.partial(self._keep, name)))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        # by whose they are and not by their handles: an interrupt may come between a hook and its handle
+        try:
+            self._unhook()
+        except KeyboardInterrupt:
+            self._unhook()
+            raise
+
+    def _unhook(self) -> None:
         self._taken = {}
+        for module in self.model.modules() if self.model is not None else ():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook) and hook.owner is self]:
+                    del hooks[number]
 
-    def _keeper(self, name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._taken[name] = feature_of(output, name)
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        """A pass begins: what an earlier one left, or recomputed in its backward pass, is none of its."""
+        self._taken, self._calls = {}, Counter()
 
-        return keep
+    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        tensor = feature_of(output, name)
+        self._calls[name] += 1
+        self._taken[name] = (tensor if self._safe.get(name) else tensor.clone(), tensor, _version(tensor))
 
     def take(self) -> dict[str, Tensor]:
         """What the last forward pass gave, by layer; it is handed out once.
 
         Raises:
-            KdError: a layer did not run.
+            KdError: a layer did not run; or its output was overwritten in this pass, and in the first was not.
         """
         taken, self._taken = self._taken, {}
-        idle = [name for name in self.layers if name not in taken]
-        if idle:
-            raise KdError(f"layer {idle[0]!r} of {type(self.model).__name__} did not run in its forward pass", "choose a layer that every batch goes through")
-        return taken
+        idle = next((name for name in self.layers if name not in taken), None)
+        if idle is not None:
+            raise KdError(f"layer {idle!r} of {type(self.model).__name__} did not run in its forward pass", "choose a layer that every batch goes through")
+        for name, (_, given, version) in taken.items():
+            whole = _version(given) == version
+            if self._safe.get(name) and not whole:
+                raise KdError(f"what layer {name!r} of {type(self.model).__name__} gives is overwritten in place in some passes only", "choose the layer after it")
+            self._safe.setdefault(name, whole)
+        return {name: kept for name, (kept, _, _) in taken.items()}
+
+    @property
+    def repeated(self) -> dict[str, int]:
+        """How often each layer ran in the last pass, of those that ran more than once."""
+        return {name: calls for name, calls in self._calls.items() if calls > 1}
+
+
+@dataclass(frozen=True, eq=False)
+class _Hook:
+    """A hook that knows whose it is."""
+
+    owner: Capture
+    does: Callable[..., None]
+
+    def __call__(self, *seen: Any) -> None:
+        self.does(*seen)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode don't count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _some(places: Iterable[str]) -> str:
+    named = [name for name in places if name]
+    return f"its layers: {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}" if named else ""
 
 
 def feature_of(output: Any, name: str) -> Tensor:
     """The tensor among a layer's outputs: itself, or the first of a tuple or mapping.
 
     Raises:
-        KdError: there is none.
+        KdError: there is none, or it holds integers.
     """
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else [output]
-    found = next((part for part in parts if isinstance(part, Tensor)), None)
-    if found is None:
-        raise KdError(f"layer {name!r} gives no tensor, but {type(output).__name__}", "choose another layer")
+    found = first_tensor(output)
+    if found is None or not found.is_floating_point():
+        raise KdError(f"layer {name!r} gives no tensor of numbers, but {type(output).__name__ if found is None else found.dtype}", "choose another layer")
     return found
 
 
 def probed(model: nn.Module, layers: Iterable[str], batch: Batch) -> tuple[dict[str, Tensor], Any]:
-    """What layers and the model give for one batch, in eval mode and without a graph: batch norm and modes stay as they are."""
-    with evaluating(model), Capture(model, layers) as capture:
+    """What layers and the model give for one batch, in eval mode and without a graph: batch norm, modes and generators stay as they are."""
+    with torch.random.fork_rng(), evaluating(model), Capture(model, layers) as capture:
         output = batch.call(model)
         return capture.take(), output
 
@@ -94,13 +155,60 @@ def parsed(pairs: Iterable[str]) -> tuple[Pair, ...]:
 def suggested(student: nn.Module, teacher: nn.Module | None, example: Batch, match: str, count: int | None) -> tuple[Pair, ...]:
     """Pairs of layers worth comparing, in order of depth.
 
+    Transformers give their blocks: for a teacher of k times as many, student block i (from 0) learns from k (i + 1) - 1, as in
+    TinyBERT (Jiao et al., 2020, arXiv:1909.10351). CNNs give the last stage of each map size, paired by size where both have
+    it; those of one size all through give their blocks. Plain nets give their hidden layers.
+
     Args:
         teacher: None where only its signals are at hand.
         example: one batch, to see what layers give.
         match: "uniform" spreads the pairs over both nets; "last" takes the deepest.
-        count: how many; as many as the student has to offer when not said.
+        count: how many; as many as the shallower of the two has to offer when not said.
 
     Raises:
         KdError: nothing can be suggested; the message says how to name layers.
+
+    >>> import torch
+    >>> one, two = (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)) for _ in range(2))
+    >>> [str(pair) for pair in suggested(one, two, Batch((torch.zeros(4, 2),)), "last", 1)]
+    ['3=3']
     """
-    raise KdError("no layers are named", "--layers student_layer=teacher_layer")
+    if teacher is None:
+        raise KdError("which layers to compare can't be suggested: only the teacher's signals are at hand, not the teacher", _HOW)
+    mine, theirs = stages(student, example), stages(teacher, example)
+    for model, found in ((student, mine), (teacher, theirs)):
+        if not found:
+            raise KdError(f"no layer of {type(model).__name__} can be suggested: nothing that it gives on the way is a map, tokens or a hidden vector", _HOW)
+    if not _alike(mine[-1], theirs[-1]):
+        raise KdError(
+            f"no common layer: {mine[-1].name} of the student gives {mine[-1].shape}, {theirs[-1].name} of the teacher {theirs[-1].shape}",
+            f"{_HOW}; vectors are compared with vectors, maps and tokens with each other",
+        )
+    mine, theirs = _by_size(mine, theirs)
+    most = min(len(mine), len(theirs))
+    chosen = most if count is None else min(count, most)
+    return tuple(Pair(one.name, two.name) for one, two in zip(_chosen(mine, match, chosen), _chosen(theirs, match, chosen), strict=True))
+
+
+_HOW = "name them: --layers student_layer=teacher_layer"
+
+
+def _alike(one: Layer, two: Layer) -> bool:
+    """Whether both are places (maps, tokens) or both are vectors."""
+    return (len(one.shape) > 2) == (len(two.shape) > 2)
+
+
+def _by_size(mine: list[Layer], theirs: list[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """For maps of which some have a size in common: the last of each such size."""
+    if len(mine[-1].shape) != 4 or len(theirs[-1].shape) != 4 or len({layer.size for layer in (*mine, *theirs)}) == 1:
+        return mine, theirs
+    last_mine, last_theirs = ({layer.size: layer for layer in found} for found in (mine, theirs))
+    common = [size for size in last_mine if size in last_theirs]
+    return ([last_mine[size] for size in common], [last_theirs[size] for size in common]) if common else (mine, theirs)
+
+
+def _chosen(layers: list[Layer], match: str, count: int) -> list[Layer]:
+    """`count` of the layers: the last ones, or the last of as many equal parts."""
+    if match == "last":
+        return layers[-count:]
+    return [layers[math.floor(len(layers) * (number + 1) / count + 0.5) - 1] for number in range(count)]

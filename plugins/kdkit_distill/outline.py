@@ -1,0 +1,272 @@
+"""Outline: what the layers of a net give for one batch, and which of them a person would name as its stages."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data import Batch
+from kdkit.models import evaluating
+from kdkit.restoring import restored
+
+_LISTS = (nn.ModuleList, nn.Sequential)
+_LARGEST_STEP = 2.0
+"""A stage halves its map at most; what shrinks it further is several stages in one container."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module as it ran in one forward pass.
+
+    Attributes:
+        name: dotted.
+        shape: of its first output tensor.
+        taken: shape of its first input tensor; empty where it had none.
+        calls: how often it ran.
+        same: the layer that gave the very same tensor before it, such as the last one within a container.
+        fed: the layer whose output it took, unchanged.
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    taken: tuple[int, ...]
+    calls: int
+    same: str
+    fed: str
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(height, width) of a map."""
+        return self.shape[2:]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it, or a part of it, has weights."""
+        return any(True for _ in self.module.parameters())
+
+    @property
+    def composite(self) -> bool:
+        """Whether it is made of several modules, with weights."""
+        return self.weighted and any(True for _ in self.module.children())
+
+    @property
+    def noise(self) -> bool:
+        """Whether training makes it random, or it does nothing."""
+        return type(self.module).__name__.startswith(("Dropout", "DropPath", "StochasticDepth", "Identity", "Flatten"))
+
+
+def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
+    """All layers that give floating tensors for a batch, in the order in which they end; modes, statistics and generators stay.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> [(layer.name, layer.shape) for layer in observed(net, Batch((torch.zeros(4, 2),))).values()]
+    [('0', (4, 3)), ('1', (4, 3))]
+    """
+    found: dict[str, Layer] = {}
+    alive: dict[int, tuple[weakref.ref, str]] = {}
+    handles: list[Any] = []
+
+    def giver(tensor: Tensor | None) -> str:
+        held = alive.get(id(tensor))
+        return held[1] if held is not None and held[0]() is tensor else ""
+
+    def watch(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            tensor, given = first_tensor(output), first_tensor((*args, *kwargs.values()))
+            if tensor is None or not tensor.is_floating_point():
+                return
+            calls = found.pop(name).calls + 1 if name in found else 1
+            found[name] = Layer(name, module, tuple(tensor.shape), () if given is None else tuple(given.shape), calls, giver(tensor), giver(given))
+            alive[id(tensor)] = (weakref.ref(tensor), name)
+
+        return see
+
+    def unhook() -> None:
+        for handle in handles:
+            handle.remove()
+
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    with restored(unhook), torch.random.fork_rng(), evaluating(model):
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
+        example.to(device).call(model)
+    return found
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor among a layer's outputs: itself, or the first of a tuple or mapping, also within one.
+
+    >>> first_tensor((None, torch.ones(1)))
+    tensor([1.])
+    """
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def stages(model: nn.Module, example: Batch) -> list[Layer]:
+    """The layers that a person would name, in order of depth: a transformer's blocks, a CNN's stages, a plain net's hidden layers.
+
+    >>> [layer.name for layer in stages(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), Batch((torch.zeros(4, 2),)))]
+    ['1']
+    """
+    seen = observed(model, example)
+    blocks, maps = _repeated(model, seen), _maps(model, seen)
+    most = 2 * _weights(nn.ModuleList(layer.module for layer in blocks)) > _weights(model) - sum(
+        _weights(part) for part in model.modules() if isinstance(part, nn.Embedding)
+    )
+    if blocks and (most or not maps):
+        return blocks
+    return maps or _plain(seen, 3) or _plain(seen, 2)
+
+
+def penultimate(model: nn.Module, example: Batch) -> str:
+    """The layer whose output is the last feature before the head: a vector, a map (batch, channels, height, width), or tokens.
+
+    Operations without a module (a mean over the map, a functional ReLU) stand between it and the head where the net has such.
+
+    Raises:
+        KdError: the net has but one layer with weights, so that nothing comes before its answer.
+
+    >>> penultimate(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Dropout(), nn.Linear(3, 1)), Batch((torch.zeros(4, 2),)))
+    '1'
+    """
+    from kdkit.errors import KdError
+
+    seen = observed(model, example)
+    blocks = _repeated(model, seen)
+    working = [layer for layer in seen.values() if _works(layer.module)]
+    head = working[-1] if working else None
+    if blocks and head is not None and any(head.name.startswith(f"{block.name}.") for block in blocks):
+        return blocks[-1].name
+    before = list(seen.values())[: list(seen).index(head.name)] if head is not None else []
+    before = [layer for layer in before if len(layer.shape) > 1 and layer.shape[0] == example.size and layer.calls == 1]
+    giver = seen.get(head.fed) if head is not None else None
+    while giver is not None and giver.noise:
+        giver = seen.get(giver.fed) or seen.get(giver.same)
+    if giver is None or giver not in before:
+        giver = next((layer for layer in reversed(before) if not layer.noise and not isinstance(layer.module, nn.Embedding)), None)
+    if giver is None:
+        raise KdError(f"{type(model).__name__} has no layer before its head", "name a layer whose output is the feature to compare")
+    same = [layer for layer in before if not layer.noise and layer.shape == giver.shape and _root(layer, seen) == _root(giver, seen)]
+    return _named(same or [giver], seen).name
+
+
+def _root(layer: Layer, seen: Mapping[str, Layer]) -> str:
+    """The first layer that gave this one's tensor."""
+    while layer.same in seen and layer.same != layer.name:
+        layer = seen[layer.same]
+    return layer.name
+
+
+def _named(same: list[Layer], seen: Mapping[str, Layer]) -> Layer:
+    """Of layers that give one tensor the outermost that is a block of its own; not one that holds most of the net."""
+    most = 0.5 * sum(1 for layer in seen.values() if _works(layer.module))
+    small = [layer for layer in same if sum(1 for other in seen if other.startswith(f"{layer.name}.") and _works(seen[other].module)) <= most]
+    return (small or same)[-1]
+
+
+def _works(module: nn.Module) -> bool:
+    """Whether it mixes its inputs with weights: no norm, no embedding, nothing that only holds others."""
+    kind = type(module).__name__
+    own = any(weight.ndim > 1 for weight in module.parameters(recurse=False))
+    return own and not isinstance(module, nn.Embedding) and "Norm" not in kind
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _repeated(model: nn.Module, seen: Mapping[str, Layer]) -> list[Layer]:
+    """The blocks of the largest list of one class that give tokens (batch, tokens, hidden), all of one shape."""
+    best: list[Layer] = []
+    for name, holder in model.named_modules():
+        if not isinstance(holder, _LISTS):
+            continue
+        found = [layer for child, _ in holder.named_children() if (layer := seen.get(f"{name}.{child}" if name else child)) is not None]
+        alike = len({(type(layer.module), layer.shape) for layer in found}) == 1 and all(
+            len(layer.shape) == 3 and layer.calls == 1 and layer.composite for layer in found
+        )
+        enough = len(found) > 1 or isinstance(holder, nn.ModuleList)
+        if alike and enough and sum(_weights(layer.module) for layer in found) > sum(_weights(layer.module) for layer in best):
+            best = found
+    return best
+
+
+def _maps(model: nn.Module, seen: Mapping[str, Layer]) -> list[Layer]:
+    """The last stage of each size of a CNN's maps; a net that keeps one size gives its blocks."""
+    units = [unit for unit in _units(model, "", seen) if len(unit.shape) == 4 and unit.size != (1, 1) and unit.calls == 1]
+    groups: dict[tuple[int, ...], list[Layer]] = {}
+    for unit in units:
+        groups.setdefault(unit.size, []).append(unit)
+    groups = {size: group for size, group in groups.items() if any(unit.weighted for unit in group)}
+    if len(groups) == 1:
+        return _blocks(next(iter(groups.values())), seen)
+    picks = sorted((_last(group) for group in groups.values()), key=list(seen.values()).index)
+    whole = [pick for pick in picks if pick.composite]
+    return whole if len(whole) > 1 else picks
+
+
+def _last(group: list[Layer]) -> Layer:
+    return ([unit for unit in group if not unit.noise] or group)[-1]
+
+
+def _blocks(group: list[Layer], seen: Mapping[str, Layer]) -> list[Layer]:
+    blocks = [unit for unit in group if unit.composite]
+    if len(blocks) == 1:
+        inner = [unit for unit in _units(blocks[0].module, blocks[0].name, seen) if unit.composite and unit.shape[2:] == blocks[0].size and unit.calls == 1]
+        blocks = inner if len(inner) > 1 else blocks
+    return blocks if len(blocks) > 1 or _last(group) in blocks else [_last(group)]
+
+
+def _units(module: nn.Module, name: str, seen: Mapping[str, Layer]) -> list[Layer]:
+    """The parts of a module that are stages each, in the order in which they end."""
+    found: list[Layer] = []
+    for child, part in module.named_children():
+        place = f"{name}.{child}" if name else child
+        layer = seen.get(place)
+        if layer is None or (layer.composite and not _one_stage(layer)):
+            inner = _units(part, place, seen)
+            found += inner or ([layer] if layer is not None else [])
+        else:
+            found.append(layer)
+    return sorted(found, key=lambda layer: list(seen).index(layer.name))
+
+
+def _one_stage(layer: Layer) -> bool:
+    if len(layer.shape) != 4:
+        return False
+    if len(layer.taken) != 4:
+        return True
+    return all(before <= _LARGEST_STEP * after + 1 for before, after in zip(layer.taken[2:], layer.shape[2:], strict=True))
+
+
+def _plain(seen: Mapping[str, Layer], dimensions: int) -> list[Layer]:
+    """What each working layer's output has become when the next begins: after its norm and its ReLU; the last one answers, and is left out."""
+    found: list[Layer] = []
+    for layer in _leaves(seen):
+        if _works(layer.module):
+            found.append(layer)
+        elif found and not layer.noise and layer.shape == found[-1].shape and not isinstance(layer.module, nn.Embedding):
+            found[-1] = layer
+    answering = found[-1:] if dimensions == 2 or not _plain_follows(seen, found) else []
+    return [layer for layer in found if len(layer.shape) == dimensions and layer.calls == 1 and layer not in answering]
+
+
+def _plain_follows(seen: Mapping[str, Layer], found: list[Layer]) -> bool:
+    """Whether vectors come after the tokens, so that the last tokens are no answer."""
+    return bool(found) and len(found[-1].shape) == 2
+
+
+def _leaves(seen: Mapping[str, Layer]) -> Iterator[Layer]:
+    for layer in seen.values():
+        if not any(other.startswith(f"{layer.name}.") for other in seen):
+            yield layer
