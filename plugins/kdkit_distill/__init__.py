@@ -11,6 +11,11 @@ from kdkit.contract import Stage
 @hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
     """The family's techniques."""
+    from kdkit_distill.relation.correlation_congruence import CorrelationCongruence
+    from kdkit_distill.relation.flow import Flow
+    from kdkit_distill.relation.probability import Probability
+    from kdkit_distill.relation.relations import Relations
+    from kdkit_distill.relation.similarity import Similarity
     from kdkit_distill.response.soft import Soft
 
-    return [Soft]
+    return [Soft, CorrelationCongruence, Flow, Probability, Relations, Similarity]

@@ -1,0 +1,107 @@
+"""Relations: distances and angles between items are the teacher's (RKD).
+
+Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019 (arXiv:1904.05068).
+
+    L = 25 · mean_ij huber(d_ij/μ of student, of teacher) + 50 · mean_ijk huber(cos∠ijk of student, of teacher)
+    μ: the mean of the batch's distances above 0; ∠ijk: the angle at item j
+
+Pitfalls: means are over all B² pairs and B³ triples, those of an item with itself included, as in the published code; equal
+points have distance and cosine 0, and no gradient there. Angles take B³ · size operations: memory is bounded by taking a few
+corners at a time and computing them again in the backward pass, time is not. Above some hundred items use --angle-weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdkit.contract import param
+from kdkit.tasks.contract import wide
+from kdkit_distill.relation.geometry import distances, full_precision, unit
+from kdkit_distill.relation.stage import RelationStage
+
+AT_ONCE = 2**24
+"""Numbers that the angles at a few corners may take at a time, 64 MB in float32."""
+
+
+@full_precision
+def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
+    """The Huber distance between both nets' relative distances, its mean over each item's row.
+
+    Args:
+        student: features (batch, ...), flattened; computed in float32 at least.
+        teacher: features (batch, ...), of any other size an item.
+
+    Returns:
+        (batch,), whose mean is the published loss; 0 where all points are equal in both.
+
+    >>> distance_relations(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [6.0]]))
+    tensor([0., 0., 0.])
+    """
+    mine, theirs = (_relative(distances(wide(each).flatten(1))) for each in (student, teacher))
+    return F.smooth_l1_loss(mine, theirs.to(mine.dtype), reduction="none").mean(1)
+
+
+@full_precision
+def angle_relations(student: Tensor, teacher: Tensor, at_once: int = AT_ONCE) -> Tensor:
+    """The Huber distance between both nets' cosines of the angles at each item, its mean over all pairs of others.
+
+    Args:
+        student: features (batch, ...), flattened; computed in float32 at least.
+        teacher: features (batch, ...), of any other size an item.
+        at_once: bound of the numbers held at a time.
+
+    Returns:
+        (batch,), whose mean is the published loss.
+
+    >>> corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> angle_relations(corners, 3 * corners)
+    tensor([0., 0., 0.])
+    """
+    mine, theirs = wide(student).flatten(1), wide(teacher).flatten(1)
+    items = len(mine)
+    corners = max(1, at_once // (items * (items + mine.shape[1] + theirs.shape[1])))
+    if corners >= items:
+        return _at_corners(mine, theirs, 0, items)
+    parts = [checkpoint(_at_corners, mine, theirs, start, min(start + corners, items), use_reentrant=False) for start in range(0, items, corners)]
+    return torch.cat(parts)
+
+
+def _relative(distance: Tensor) -> Tensor:
+    """Distances over the mean of those above 0."""
+    mean = distance.sum() / (distance > 0).sum().clamp_min(1)
+    return distance / torch.where(mean > 0, mean, 1.0)
+
+
+def _at_corners(student: Tensor, teacher: Tensor, start: int, stop: int) -> Tensor:
+    mine, theirs = _cosines(student, start, stop), _cosines(teacher, start, stop)
+    return F.smooth_l1_loss(mine, theirs.to(mine.dtype), reduction="none").mean((1, 2))
+
+
+def _cosines(rows: Tensor, start: int, stop: int) -> Tensor:
+    """Of the angles at some items, between the directions to all: (corners, items, items)."""
+    directions = unit(rows[None] - rows[start:stop, None])
+    return directions @ directions.transpose(1, 2)
+
+
+class Relations(RelationStage):
+    """Match the distances and angles between the items of a batch.
+
+    Loss: 25 · Huber distance of relative distances + 50 · Huber distance of the cosines of angles (RKD). Layers of any width
+    can be compared. Angles take batch³ operations: --angle-weight 0 leaves them out where batches are large.
+    """
+
+    id: ClassVar[str] = "distill.relations"
+
+    distance_weight: float = param(25.0, "factor of the distances", ge=0, search=(1, 100))
+    angle_weight: float = param(50.0, "factor of the angles; 0 leaves them out", ge=0, search=(1, 100))
+
+    def compared(self, both: list[tuple[Tensor, Tensor]]) -> Iterable[tuple[str, float, Tensor]]:
+        for name, weight, objective in (("distance", self.distance_weight, distance_relations), ("angle", self.angle_weight, angle_relations)):
+            if weight:
+                yield name, weight, sum((objective(*each) for each in both[1:]), objective(*both[0]))

@@ -1,0 +1,62 @@
+"""Similarity: what excites the teacher alike shall excite the student alike (SP).
+
+Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019 (arXiv:1907.09682).
+
+    L = 1/B² · ‖ rows(F_s F_sᵀ) - rows(F_t F_tᵀ) ‖²     F: (batch, everything else flattened), rows: each of length 1
+
+Pitfalls: rows are normalized, not the features; the value depends on the batch and its size (entries shrink as 1/√B, so
+weights are not comparable between batch sizes), and batches can't be accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdkit.contract import param
+from kdkit.tasks.contract import wide
+from kdkit_distill.relation.geometry import full_precision, unit
+from kdkit_distill.relation.stage import RelationStage
+
+
+@full_precision
+def similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """How much an item's similarities to the batch differ: the mean over the batch of the squared differences.
+
+    Args:
+        student: features (batch, ...), flattened; computed in float32 at least.
+        teacher: features (batch, ...), of any other size an item.
+
+    Returns:
+        (batch,), whose mean is the published loss.
+
+    >>> import torch
+    >>> similarity(torch.eye(2), torch.ones(2, 3)).round(decimals=4)
+    tensor([0.2929, 0.2929])
+    """
+    mine, theirs = (unit(_gram(wide(each).flatten(1))) for each in (student, teacher))
+    return (mine - theirs.to(mine.dtype)).square().mean(1)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    # the scale of all features together cancels in the normalization, and their squares may not fit
+    top = rows.detach().abs().amax()
+    rows = rows / top.masked_fill(top == 0, 1.0)
+    return rows @ rows.T
+
+
+class Similarity(RelationStage):
+    """Match which items of a batch the teacher finds similar.
+
+    Loss of an item: the mean over the batch of (row of F_s F_sᵀ - row of F_t F_tᵀ)², rows of length 1 (SP). Layers of any
+    width can be compared. The batch decides the value: choose its size with care, at least two items, 64 in the paper's runs.
+    """
+
+    id: ClassVar[str] = "distill.similarity"
+
+    weight: float = param(3000.0, "factor of the technique's terms", gt=0, search=(300, 30000))
+
+    def compared(self, both: list[tuple[Tensor, Tensor]]) -> Iterable[tuple[str, float, Tensor]]:
+        yield "similarity", 1.0, sum((similarity(*each) for each in both[1:]), similarity(*both[0]))
