@@ -32,6 +32,7 @@ class Context:
         observe: called with each progress message.
         cancelled: set when the user asked to stop.
         notes: what the stage had to say, shown with its report.
+        exhibits: what it had to show, see `exhibit`.
         scratch: a folder of the session's own for checkpoints.
     """
 
@@ -44,6 +45,7 @@ class Context:
     observe: Callable[[Progress], None] = lambda progress: None
     cancelled: Event = field(default_factory=Event)
     notes: list[str] = field(default_factory=list)
+    exhibits: list[Any] = field(default_factory=list)
     scratch: str = ""
     stage: str = ""
 
@@ -113,6 +115,14 @@ class Context:
     def note(self, text: str) -> None:
         """Say something that belongs in the report, such as which layers were skipped and why."""
         self.notes.append(text)
+
+    def exhibit(self, thing: Any) -> None:
+        """Show something with the version, below its report, such as a table or a picture; it is not saved with it.
+
+        Args:
+            thing: has a short stable text repr and `_repr_html_`; it must not hold on to models or data.
+        """
+        self.exhibits.append(thing)
 
     def progress(self, done: float, total: float, text: str = "", **figures: float) -> None:
         """Tell how far the work is; also the place where a cancelled stage stops.

@@ -62,7 +62,9 @@ def make(step: Planned, parent: Version, number: int, context: Context, measured
         with seeded(context.seed):
             model = _transformed(stage, parent, context)
         seconds = time.perf_counter() - began
-        version = Version(number, model, measured(model), step.traits, "", stage, parent.number, tuple(context.notes), context.seed, step.inserted, "", seconds)
+        notes, exhibits = tuple(context.notes), tuple(context.exhibits)
+        report = measured(model)
+        version = Version(number, model, report, step.traits, "", stage, parent.number, notes, context.seed, step.inserted, "", seconds, exhibits=exhibits)
     except BaseException as error:
         tell(Event("cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed", stage, error=error))
         raise

@@ -35,6 +35,7 @@ class Version:
         inserted: the kit put this stage in as a bridge.
         origin: where it comes from, when no stage made it.
         seconds: the stage took.
+        exhibits: what the stage had to show, tables and pictures; they live as long as the session, and are not saved.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Version:
     origin: str = ""
     seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    exhibits: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -66,11 +68,28 @@ class Version:
         return self.report[figure].value
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.name}: {self.made_by}", *(f"  {note}" for note in self.notes), repr(self.report)])
+        return "\n".join([f"{self.name}: {self.made_by}", *(f"  {note}" for note in self.notes), repr(self.report), *map(_said, self.exhibits)])
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<p><b>{escape(self.name)}</b> <code>{escape(self.made_by)}</code></p>{'<ul>' + notes + '</ul>' if notes else ''}{self.report._repr_html_()}"
+        head = f"<p><b>{escape(self.name)}</b> <code>{escape(self.made_by)}</code></p>"
+        return "".join([head, f"<ul>{notes}</ul>" if notes else "", self.report._repr_html_(), *map(_shown, self.exhibits)])
+
+
+def _said(exhibit: Any) -> str:
+    """An exhibit as text; one that fails says so, and hides nothing else."""
+    try:
+        return repr(exhibit)
+    except Exception as error:
+        return f"an exhibit, {type(exhibit).__name__}, could not be shown: {type(error).__name__}: {error}"
+
+
+def _shown(exhibit: Any) -> str:
+    """An exhibit as HTML; its text where it has none."""
+    try:
+        return str(exhibit._repr_html_()) if hasattr(exhibit, "_repr_html_") else f"<pre>{escape(_said(exhibit))}</pre>"
+    except Exception as error:
+        return f"<pre>{escape(_said(exhibit))}\n(as text, since its HTML failed: {escape(f'{type(error).__name__}: {error}')})</pre>"
 
 
 @dataclass(frozen=True)

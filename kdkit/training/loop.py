@@ -23,6 +23,7 @@ from kdkit.contract import TrainStage
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
 from kdkit.seeding import seed_all, seeded
+from kdkit.training.balance import Balance, Share, pulls
 from kdkit.training.checkpoint import Checkpoint, changing, identity, pack, restore, unpack
 from kdkit.training.engine import Surroundings, arithmetic, engine, optimizer_of, unmarked
 from kdkit.training.objective import Counts, Objective
@@ -163,6 +164,8 @@ class _Loop:
             raise KdError(f"{relational[0]} compares the items of a batch, so batches can't be accumulated", "leave out --accumulate, and make --batch-size what fits")
         self.epoch = self.step = 0
         self.left_out = False
+        # other processes' gradients are not at hand, and a resumed training told it when it began
+        self.balanced = self.ranks > 1 or self.options.resume
         self.epoch_steps, self.steps = self._length()
         held_out = validation_data(self.options, context)
         self.judge = Judge(self.options, context, held_out, self.device) if held_out is not None else None
@@ -179,9 +182,16 @@ class _Loop:
             self.epoch += 1
             for part in self.parts.values():
                 part.after_epoch(self.epoch)
-            self._tell(self.judge.judge(self.epoch, self.model) if self.judge else {})
+            self._tell(self._judged())
             self._keep()
         self._finish()
+
+    def _judged(self) -> dict[str, float]:
+        if self.judge is None:
+            return {}
+        figures = self.judge.judge(self.epoch, self.model)
+        self.record.validation.append((self.step, figures))
+        return figures
 
     def _run_epoch(self) -> None:
         for window in _windows(self._batches(self.epoch), self.window):
@@ -215,13 +225,34 @@ class _Loop:
                 raise KdError("batch norm can't train on a batch of one item", "use a larger --batch-size") from error
             raise
         seen = Step(batch, output, self.model, self.task, self.step, progress)
+        first, self.balanced = not self.balanced, True
+        shares: list[Share] | None = [] if first else None
         with self.cast:
-            loss = self.objective.loss(seen, counts)
+            loss = self.objective.loss(seen, counts, shares)
+        if shares:
+            self._balance(shares, counts.items / batch.size)
         # gradients are averaged over processes, and the loss is a sum over them; a process without a batch only keeps step
         share = self.ranks if counted else 0
         loss = loss if share == 1 else loss * share
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return seen
+
+    def _balance(self, shares: list[Share], cuts: float) -> None:
+        """Tell what each of several terms weighs, and whether one swamps another; `cuts` batches of this one's size make the step."""
+        if len({share.name for share in shares}) < 2:
+            return
+        whole = [replace(share, value=share.value * cuts) for share in shares] if cuts != 1 else shares
+        try:
+            found = pulls(whole, [weight for weight in self.model.parameters() if weight.requires_grad], 1.0 if self.scaler is None else self.scaler.get_scale())
+        except RuntimeError as error:
+            # such as too little memory, or checkpointing that allows no second look; the training itself may well go on
+            self.context.note(f"the terms' gradients at the first step could not be told: {str(error).splitlines()[0]}")
+            return
+        balance = Balance(found, self.objective.reweighted)
+        self.context.exhibit(balance)
+        self.context.note(balance.note)
+        if balance.warning:
+            self.context.note(balance.warning)
 
     def _update(self) -> None:
         if self.ranks > 1:
@@ -285,6 +316,7 @@ class _Loop:
             self.context.note(f"each epoch left out one item, which would have made a batch by itself; {wants} needs two")
         if summary := self.record.summary():
             self.context.note(f"{summary} in {self.step} steps")
+            self.context.exhibit(self.record.told())
         if self.checkpoint and not self.options.checkpoint and self.accelerator.is_main_process:
             self.checkpoint.remove()
 
@@ -306,7 +338,14 @@ class _Loop:
             return
         tensors, numbers = pack(self.optimizer)
         scaler = self.scaler.state_dict() if self.scaler is not None else None
-        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "curve": self.record.curve, "optimizer": numbers, "scaler": scaler}
+        facts: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "curve": self.record.curve,
+            "validation": self.record.validation,
+            "optimizer": numbers,
+            "scaler": scaler,
+        }
         facts |= {"judge": self.judge.state() if self.judge else None}
         groups = {"model": dict(changing(self.model)), "optimizer": tensors, "best": self.judge.best if self.judge else {}}
         groups |= {f"part{number}": dict(changing(part.modules)) for number, part in enumerate(self.parts.values())}
@@ -331,6 +370,7 @@ class _Loop:
             self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step = facts["epoch"], facts["step"]
         self.record.curve = [(steps, figures) for steps, figures in facts["curve"]]
+        self.record.validation = [(step, figures) for step, figures in facts.get("validation", [])]
         self.context.note(f"resumed after epoch {self.epoch}")
 
 

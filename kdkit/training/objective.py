@@ -17,6 +17,7 @@ from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import Task
 from kdkit.tasks.contract import wide
+from kdkit.training.balance import Share
 from kdkit.training.part import Step, Term, TrainPart
 from kdkit.training.record import Record
 
@@ -55,8 +56,11 @@ class Objective:
         self.parts = parts
         self.record = record
 
-    def loss(self, step: Step, counts: Counts) -> Tensor:
+    def loss(self, step: Step, counts: Counts, shares: list[Share] | None = None) -> Tensor:
         """One batch's share of the step's loss, a scalar; each term's value goes into the record.
+
+        Args:
+            shares: takes each term with its graph, where somebody wants to look at them one by one.
 
         Raises:
             KdError: a term whose shape fits neither items nor tokens.
@@ -66,11 +70,26 @@ class Objective:
             for term in part.terms(step):
                 weight = float(term.weight(step.progress)) if callable(term.weight) else term.weight
                 mean = _share(term, step, counts)
-                self.record.add(step.index, f"{title}.{term.name}" if len(self.parts) > 1 else term.name, mean, weight)
+                name = self.shown(title, term.name)
+                self.record.add(step.index, name, mean, weight)
+                if shares is not None:
+                    shares.append(Share(name, mean, weight, term.weight))
                 total = mean * weight if total is None else total + mean * weight
         if total is None or not total.requires_grad:
             raise KdError(f"the loss of {' and '.join(self.parts)} does not depend on the weights that train", "a part must yield a term made from step.output")
         return total
+
+    def shown(self, title: str, term: str) -> str:
+        """How a part's term is called beside those of other parts."""
+        return f"{title}.{term}" if len(self.parts) > 1 else term
+
+    def reweighted(self, name: str, factor: float) -> str:
+        """How a person multiplies the weight of the term shown under that name."""
+        for title, part in self.parts.items():
+            term = name.removeprefix(self.shown(title, ""))
+            if self.shown(title, term) == name and (option := part.reweighted(term, factor)):
+                return f"{title.replace('.', ' ', 1)} {option}" if len(self.parts) > 1 else option
+        return ""
 
 
 def _share(term: Term, step: Step, counts: Counts) -> Tensor:

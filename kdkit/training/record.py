@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from kdkit.curve import Curve
 from kdkit.errors import KdError
 
 
@@ -15,10 +17,12 @@ class Record:
 
     Attributes:
         curve: (steps, means of the terms over them) for each flush.
+        validation: (steps done, figures) for each look at validation data.
     """
 
     def __init__(self) -> None:
         self.curve: list[tuple[int, dict[str, float]]] = []
+        self.validation: list[tuple[int, dict[str, float]]] = []
         self._waiting: list[tuple[int, str, Tensor, float]] = []
 
     def add(self, step: int, name: str, value: Tensor, weight: float) -> None:
@@ -59,6 +63,11 @@ class Record:
         # with a single term of weight 1 the loss says nothing new
         names = [name for name in last if name != "loss" or len(set(last.values())) > 1 or len(last) == 1]
         return ", ".join(f"{name} {first[name]:.3g} -> {last[name]:.3g}" for name in names if name in first)
+
+    def told(self) -> Curve:
+        """All of it over the steps."""
+        done = accumulate(steps for steps, _ in self.curve)
+        return Curve.of([*((step, figures) for step, (_, figures) in zip(done, self.curve, strict=True)), *self.validation])
 
 
 def _beginning(curve: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
