@@ -99,7 +99,8 @@ class Balance:
 
     Args:
         pulls: of all terms.
-        reweighted: (term, factor) -> how its weight is multiplied by that, as an option of the line; "" where no option does.
+        reweighted: (term, factor, other) -> how its weight is multiplied by that, and the other's is not, as an option of the
+            line; "" where no option does.
 
     >>> Balance([Pull("label", 1.4, 0.1, 0.05), Pull("hints", 0.2, 9.0, 25.0)])
     the first step
@@ -108,7 +109,7 @@ class Balance:
     hints    0.2       9             25
     """
 
-    def __init__(self, pulls: Sequence[Pull], reweighted: Callable[[str, float], str] = lambda name, factor: ""):
+    def __init__(self, pulls: Sequence[Pull], reweighted: Callable[[str, float, str], str] = lambda name, factor, other: ""):
         self.pulls = tuple(pulls)
         self._warning = self._warn(reweighted)
 
@@ -126,14 +127,14 @@ class Balance:
         """Which term swamps which, and what would make them even; empty where none does."""
         return self._warning
 
-    def _warn(self, reweighted: Callable[[str, float], str]) -> str:
+    def _warn(self, reweighted: Callable[[str, float, str], str]) -> str:
         least, most = self._ends()
         if not least.gradient or most.gradient <= TOO_FAR * least.gradient:
             return ""
         ratio = most.gradient / least.gradient
         said = f"{most.name} swamps {least.name}: at the first step its gradient is {number(ratio)} times as large"
-        remedies = ((most.name, 1 / ratio), (least.name, ratio))
-        remedy = next((f"{option} would make them even" for name, factor in remedies if (option := reweighted(name, factor))), "")
+        remedies = ((most.name, 1 / ratio, least.name), (least.name, ratio, most.name))
+        remedy = next((f"{option} would make them even" for each in remedies if (option := reweighted(*each))), "")
         return f"{said}; {remedy or f'{most.name} with {1 / ratio:.2g} times its weight would make them even'}"
 
     def _ends(self) -> tuple[Pull, Pull]:

@@ -83,11 +83,11 @@ class Objective:
         """How a part's term is called beside those of other parts."""
         return f"{title}.{term}" if len(self.parts) > 1 else term
 
-    def reweighted(self, name: str, factor: float) -> str:
-        """How a person multiplies the weight of the term shown under that name."""
+    def reweighted(self, name: str, factor: float, beside: str) -> str:
+        """How a person multiplies the weight of the term shown under that name, but not that of another; empty where no option does."""
         for title, part in self.parts.items():
-            term = name.removeprefix(self.shown(title, ""))
-            if self.shown(title, term) == name and (option := part.reweighted(term, factor)):
+            prefix = self.shown(title, "")
+            if name.startswith(prefix) and (option := part.reweighted(name.removeprefix(prefix), factor, beside.removeprefix(prefix))):
                 return f"{title.replace('.', ' ', 1)} {option}" if len(self.parts) > 1 else option
         return ""
 

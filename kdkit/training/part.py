@@ -100,10 +100,11 @@ class TrainPart:
         """What this part knows of why the loss may not be finite, a line each; asked once it is not."""
         return ()
 
-    def reweighted(self, term: str, factor: float) -> str:
+    def reweighted(self, term: str, factor: float, beside: str) -> str:
         """How a person multiplies the weight of one of this part's terms by a factor: an option of its line, such as "--weight 0.3".
 
-        Asked where the first step shows that one term swamps another; empty where no option does it.
+        Asked where the first step shows that one term swamps another, `beside`, whose weight must stay; empty where no
+        option does it.
         """
         return ""
 

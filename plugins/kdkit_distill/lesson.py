@@ -17,7 +17,7 @@ from kdkit.tasks import CausalLM, Task
 from kdkit.training import Step, Term, TrainPart
 from kdkit_distill.matching import Capture, probed
 from kdkit_distill.schedules import Shape, between, rising
-from kdkit_distill.signals import Exchange, Pair, Signal
+from kdkit_distill.signals import Exchange, Pair, Signal, first_classes
 from kdkit_distill.sources import Live, Source
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class DistillStage(TrainStage):
         """Why the technique can't be used for a task; empty where it can."""
         return ""
 
+    def unfit(self, student: Signal, teacher: Signal) -> str:
+        """Why the technique can't compare what both say of one batch, looked at before training; empty where it can."""
+        return ""
+
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
         """The layers that are compared.
 
@@ -151,6 +155,7 @@ class Lesson(TrainPart):
         self.held = contextlib.ExitStack()
         self.told = False
         self.nan: Tensor | None = None
+        self.owners: dict[str, DistillStage] = {}
 
     def open(self, model: nn.Module) -> None:
         for each in self.techniques:
@@ -171,11 +176,15 @@ class Lesson(TrainPart):
         """Look at one batch before training: do both say the same kind of thing, and what shapes have their features?"""
         batch = self.context.example.to(device)
         teacher = self.source.signal(batch)
-        if torch.isnan(teacher.logits).any():
+        if teacher.nan():
             raise KdError("the teacher answers with nan", "evaluate it by itself first: %kd eval; is its input scaled as in its training?")
         student, output = probed(model, layers, batch)
+        said = Signal(self.context.task.prediction(output, batch), student, output)
         if any(each.stage.compares_logits for each in self.techniques):
-            self._fitted(Signal(self.context.task.prediction(output, batch)), teacher)
+            said, teacher = self._fitted(said, teacher)
+        for each in self.techniques:
+            if reason := each.stage.unfit(said, teacher):
+                raise KdError(f"{each.stage.title}: {reason}")
         for number, each in enumerate(self.techniques):
             each.modules = each.stage.modules([(student[pair.student], teacher.features[pair.teacher]) for pair in each.pairs], self.context)
             self.modules[str(number)] = each.modules
@@ -184,16 +193,20 @@ class Lesson(TrainPart):
         if self.stage.share < 1:
             yield Term.of_labels(step, 1 - self.stage.share)
         if self.stage.share > 0:
-            student, teacher = self.signals(step)
-            for each in self.techniques:
-                for term in each.stage.terms(Exchange(student, teacher, step, each.pairs, each.modules)):
-                    yield replace(term, weight=_weighted(term, each.stage, self.stage.share))
+            yield from self.taught(step)
+
+    def taught(self, step: Step) -> Iterator[Term]:
+        """The techniques' terms, in the teacher's share."""
+        student, teacher = self.signals(step)
+        for each in self.techniques:
+            for term in each.stage.terms(Exchange(student, teacher, step, each.pairs, each.modules)):
+                yield replace(term, weight=_weighted(term, each.stage, self.stage.share))
 
     def signals(self, step: Step) -> tuple[Signal, Signal]:
         """What student and teacher say of a batch."""
         student = Signal(step.task.prediction(step.output, step.batch), self.capture.take(), step.output)
         teacher = self.source.signal(step.batch)
-        sick = torch.isnan(teacher.logits).any()
+        sick = teacher.nan()
         self.nan = sick if self.nan is None else self.nan | sick
         if any(each.stage.compares_logits for each in self.techniques):
             student, teacher = self._fitted(student, teacher)
@@ -222,7 +235,7 @@ class Lesson(TrainPart):
         if not self.told:
             self.told = True
             self.context.note(f"vocabulary cut to {min(classes)}: the student's head has {classes[0]} rows, the teacher's {classes[1]}; the rest was taken for padding")
-        return replace(student, logits=one[..., : min(classes)]), replace(teacher, logits=two[..., : min(classes)])
+        return replace(student, logits=first_classes(one, min(classes))), replace(teacher, logits=first_classes(two, min(classes)))
 
     def close(self, model: nn.Module) -> None:
         self.held.close()
