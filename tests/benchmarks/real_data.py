@@ -22,8 +22,8 @@ def absent(*names: str) -> str:
 
 def fashion(split: str, items: int | None = None) -> tuple[Tensor, Tensor]:
     """Fashion-MNIST: images (items, 1, 28, 28) in standard units, and classes; `split` is "train" or "t10k"."""
-    pixels = np.frombuffer(gzip.open(DATA / f"fashion-{split}-images-idx3-ubyte.gz").read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)[:items]
-    classes = np.frombuffer(gzip.open(DATA / f"fashion-{split}-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)[:items]
+    pixels = np.frombuffer(gzip.decompress((DATA / f"fashion-{split}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16).reshape(-1, 1, 28, 28)[:items]
+    classes = np.frombuffer(gzip.decompress((DATA / f"fashion-{split}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)[:items]
     return (torch.from_numpy(pixels.copy()).float() / 255 - 0.2860) / 0.3530, torch.from_numpy(classes.copy()).long()
 
 
