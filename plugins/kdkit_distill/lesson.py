@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from kdkit.contract import Needs, TrainStage, param
 from kdkit.errors import KdError
-from kdkit.models import adopt, private_copy
 from kdkit.tasks import CausalLM, Task
 from kdkit.training import Step, Term, TrainPart
+from kdkit_distill.control import compared, comparison_conflicts, comparison_lacks
 from kdkit_distill.matching import Capture, probed
 from kdkit_distill.schedules import Shape, between, rising
 from kdkit_distill.signals import Exchange, Pair, Signal, first_classes
 from kdkit_distill.sources import Live, Source
+from kdkit_distill.students.spec import is_name, read
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -36,13 +37,20 @@ class DistillStage(TrainStage):
     """
 
     teacher: str = param("teacher", "the session's model to learn from; where none was given, the model the session began with", refers="model")
-    student: str | None = param(None, "a model of the session to train in place of the current one, which then teaches it", refers="model")
+    student: str | None = param(
+        None,
+        "trained in place of the current model, which then teaches it: a model of the session, layers=0,2,5 or narrow=0.5 of the teacher, "
+        "or a light net such as mobilenet-v2 or mobilenet-v2=0.5",
+        refers="model",
+    )
     alpha: float = param(0.9, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.5, 1.0))
     labels: bool = param(True, "learn from labels too; --no-labels leaves all to the teacher and wants none")
     weight: float = param(1.0, "factor of the technique's terms", gt=0, search=(0.1, 10))
     weight_schedule: Shape = param("constant", "how that factor goes from its value to --weight-end times it", advanced=True)
     weight_end: float = param(0.0, "share of the factor that is left at the end of a linear or cosine schedule", ge=0, advanced=True)
     weight_warmup: float = param(0.0, "share of the training in which the factor rises from zero", ge=0, lt=1, advanced=True)
+    control: str | None = param(None, "labelled data, such as train: the same student is trained on its labels alone too, and both are compared", refers="data")
+    seeds: int = param(1, "pairs of distilled and control that are trained and compared; the first one's student is kept", ge=1)
     also: tuple[str, ...] = param((), 'more techniques in the same loss, as lines: --also "similarity --weight 3000" hints', advanced=True)
 
     # a student of its own may return its outputs in another form; the lesson itself compares what both say
@@ -65,22 +73,45 @@ class DistillStage(TrainStage):
     def needed(self) -> Needs:
         return Needs(train=True, teacher=True, labels=self.share < 1)
 
+    @property
+    def fits(self) -> int:
+        """How many trainings the stage runs, one after another, not counting those of a comparison."""
+        return 1
+
+    def references(self) -> Iterator[tuple[str, str, str]]:
+        for parameter, kind, name in super().references():
+            if parameter != "student" or is_name(name):
+                yield parameter, kind, name
+
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
+        yield from comparison_conflicts(self)
         for each in (self, *self.also_stages()):
             if each.relational and self.accumulate > 1:
                 yield f"{each.title} compares the items of a batch, so batches can't be accumulated; leave out --accumulate"
 
     def check(self, model: nn.Module, context: Context) -> Iterator[str]:
         yield from self.conflicts()
+        if self.student is not None:
+            read(self.student, context)
+        yield from comparison_lacks(self, context)
         for each in (self, *self.also_stages()):
             if reason := each.unsuited(context.task):
                 yield f"{reason}; the task is {context.task.name}, and --task says what yours is"
 
     def learner(self, model: nn.Module, context: Context) -> nn.Module:
-        if self.student is None:
-            return model
-        return private_copy(adopt(context.named(self.student, "a model")))
+        return model if self.student is None else read(self.student, context).make(model, self.teacher, context)
+
+    def beginning(self, model: nn.Module, context: Context) -> nn.Module:
+        """The student as its training begins; from there the control begins too."""
+        return self.learner(model, context)
+
+    def teach(self, model: nn.Module, context: Context) -> nn.Module:
+        """Train the student: one fit of the kit's loop, unless the technique wants several."""
+        return context.fit(model, [self])
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
+        return self.teach(model, context) if self.control is None else compared(self, model, context)
 
     def part(self, model: nn.Module, context: Context) -> TrainPart:
         return Lesson(self, context)
@@ -158,6 +189,8 @@ class Lesson(TrainPart):
         self.owners: dict[str, DistillStage] = {}
 
     def open(self, model: nn.Module) -> None:
+        if self.stage.control is not None:
+            self.context.note(f"{self.stage.title}: --control is trained only where a technique runs by itself; here the loop is shared, and nothing is compared")
         for each in self.techniques:
             if reason := each.stage.unsuited(self.context.task):
                 raise KdError(f"{each.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")
@@ -200,7 +233,15 @@ class Lesson(TrainPart):
         student, teacher = self.signals(step)
         for each in self.techniques:
             for term in each.stage.terms(Exchange(student, teacher, step, each.pairs, each.modules)):
+                self.owners[term.name] = each.stage
                 yield replace(term, weight=_weighted(term, each.stage, self.stage.share))
+
+    def reweighted(self, term: str, factor: float, beside: str) -> str:
+        stage = self.owners.get(term)
+        if stage is None or self.owners.get(beside) is stage:
+            return ""
+        option = f"--weight {stage.weight * factor:.2g}"
+        return option if stage is self.stage else f'--also "{stage.technique} {option}"'
 
     def signals(self, step: Step) -> tuple[Signal, Signal]:
         """What student and teacher say of a batch."""
