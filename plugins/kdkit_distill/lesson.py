@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.contract import Needs, TrainStage, param
+from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Task
 from kdkit.training import Step, Term, TrainPart
@@ -150,6 +151,10 @@ class DistillStage(TrainStage):
         """The technique's terms, with weights among themselves; values per item, (batch,) or (batch, tokens)."""
         raise NotImplementedError
 
+    def counts(self, batch: Batch, task: Task) -> Mapping[str, int]:
+        """How many values of a batch count in each term with a mask of its own, so that batches can be accumulated."""
+        return {}
+
     def also_stages(self) -> list[DistillStage]:
         """The stages that `also` names.
 
@@ -252,6 +257,9 @@ class Lesson(TrainPart):
         if any(each.stage.compares_logits for each in self.techniques):
             student, teacher = self._fitted(student, teacher)
         return student, teacher
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        return {name: count for each in self.techniques for name, count in each.stage.counts(batch, self.context.task).items()}
 
     def diagnose(self) -> Iterator[str]:
         if self.nan is not None and bool(self.nan):
