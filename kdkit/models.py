@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -156,6 +156,58 @@ def _is_packed(module: nn.Module) -> bool:
 
 def _made_by(module: nn.Module, *packages: str) -> bool:
     return any(kind.__module__.startswith(package) for kind in type(module).__mro__ for package in packages)
+
+
+class Served(nn.Module):
+    """A function as a model: called with a batch's inputs, it gives logits; a teacher behind a server is asked like this.
+
+    Its attribute `kdkit_identity`, a text of the user's choosing, names what answers; it changes when the answers do.
+
+    >>> Served(lambda x: x.tolist(), "far")(torch.zeros(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, ask: Callable, name: str = "teacher"):
+        super().__init__()
+        self.ask, self.name = ask, name
+        self.kdkit_identity = getattr(ask, "kdkit_identity", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function says: tensors, arrays or lists, one row an item; models' output objects pass through.
+
+        Raises:
+            KdError: it fails, or gives no numbers or another number of rows.
+        """
+        told = f"the {'' if self.name == 'teacher' else 'teacher '}{self.name}, a function,"
+        inputs = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
+        try:
+            answer = self.ask(*args, **kwargs)
+        except KdError:
+            raise
+        except Exception as error:
+            raise KdError(f"{told} failed: {type(error).__name__}: {error}", "it is called with a batch's inputs, and returns logits, one row an item") from error
+        if isinstance(answer, Mapping) or hasattr(answer, "logits"):
+            return answer
+        from kdkit.data.batch import as_tensor
+
+        logits = as_tensor(answer, f"{told} gave")
+        if inputs and (not logits.ndim or len(logits) != len(inputs[0])):
+            raise KdError(f"{told} gave {tuple(logits.shape)} for {len(inputs[0])} items", "it must return one row of logits an item")
+        return logits.to(inputs[0].device) if inputs else logits
+
+
+def adopt_teacher(obj: Any, name: str = "teacher") -> nn.Module:
+    """A module out of whatever can be asked: a model, or a function of a batch's inputs.
+
+    Raises:
+        KdError: nobody knows how.
+    """
+    try:
+        return adopt(obj)
+    except KdError:
+        if isinstance(obj, type) or not callable(obj):
+            raise
+    return Served(obj, name)
 
 
 def adopt(obj: Any) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 from kdkit.contract import Stage, TrainStage
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError, did_you_mean
-from kdkit.models import adopt
+from kdkit.models import adopt_teacher
 from kdkit.pipeline import missing_packages, references
 
 DATA = ("train", "eval", "calibration", "validation", "example")
@@ -51,7 +51,7 @@ class Objects(Mapping[str, Any]):
         if value is None or name not in (*DATA, "teacher"):
             return value
         try:
-            return adopt(value) if name == "teacher" else adopt_data(value, batch_size=batch_size)
+            return adopt_teacher(value) if name == "teacher" else adopt_data(value, batch_size=batch_size)
         except KdError as error:
             raise KdError(f"--{name}: {error.message}", *error.hints) from error
 

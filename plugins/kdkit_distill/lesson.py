@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Task
 from kdkit.training import Step, Term, TrainPart
+from kdkit_distill.cache import Cached
 from kdkit_distill.control import compared, comparison_conflicts, comparison_lacks
 from kdkit_distill.matching import Capture, probed
 from kdkit_distill.schedules import Shape, between, rising
@@ -53,6 +54,9 @@ class DistillStage(TrainStage):
     control: str | None = param(None, "labelled data, such as train: the same student is trained on its labels alone too, and both are compared", refers="data")
     seeds: int = param(1, "pairs of distilled and control that are trained and compared; the first one's student is kept", ge=1)
     also: tuple[str, ...] = param((), 'more techniques in the same loss, as lines: --also "similarity --weight 3000" hints', advanced=True)
+
+    cache: str | None = param(None, "file that keeps what the teacher says of each item, asked once; also for later runs", advanced=True)
+    cache_as: Literal["fp32", "fp16"] = param("fp32", "fp32 keeps it to the bit, fp16 in half the room", advanced=True)
 
     # a student of its own may return its outputs in another form; the lesson itself compares what both say
     keeps_output = False
@@ -187,6 +191,8 @@ class Lesson(TrainPart):
         self.techniques = [Technique(each) for each in (stage, *stage.also_stages())]
         self.whole_batch = any(each.stage.relational for each in self.techniques)
         self.source = stage.source(context)
+        if stage.cache:
+            self.source = Cached(self.source, stage.cache, context.data(stage.data), context, stage.cache_as)
         self.capture = Capture()
         self.held = contextlib.ExitStack()
         self.told = False
@@ -212,7 +218,7 @@ class Lesson(TrainPart):
 
     def _probe(self, model: nn.Module, layers: list[str], device: torch.device) -> None:
         """Look at one batch before training: do both say the same kind of thing, and what shapes have their features?"""
-        batch = self.context.example.to(device)
+        batch = self.context.data(self.stage.data).example().to(device)
         teacher = self.source.signal(batch)
         if teacher.nan():
             raise KdError("the teacher answers with nan", "evaluate it by itself first: %kd eval; is its input scaled as in its training?")

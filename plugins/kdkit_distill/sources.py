@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +14,8 @@ import torch
 from torch import nn
 
 from kdkit.data import Batch
-from kdkit.models import private_copy
+from kdkit.errors import KdError
+from kdkit.models import Served, adopt_teacher, frozen, private_copy
 from kdkit.tasks import Task
 from kdkit_distill.matching import Capture
 from kdkit_distill.signals import Signal
@@ -38,49 +43,132 @@ class Source:
         return None
 
     def identity(self) -> str:
-        """What the answers depend on beside the inputs, hashed: a cache is refused when it differs."""
-        raise NotImplementedError
+        """What the answers depend on beside the inputs, hashed: a cache is refused when it differs.
+
+        Raises:
+            KdError: the answers can't be recognised another time, so they can't be cached.
+        """
+        raise KdError("this technique's teacher changes while the student learns, so its answers can't be cached", "leave out --cache")
 
 
 class Live(Source):
     """A teacher in memory, asked at each step, in eval mode and without gradients.
 
+    Several that name the same teacher, as in a `together` group, ask it once a step between them.
+
     Args:
-        name: of the teacher in the session.
+        name: of the teacher in the session: a model, or a function of a batch's inputs.
         context: of the run.
     """
 
     def __init__(self, name: str, context: Context):
         self.name, self.context = name, context
         self.task: Task = context.task
-        self._held = contextlib.ExitStack()
-        self._model: nn.Module | None = None
-        self._capture = Capture()
+        self._asked: _Asked | None = None
 
     @property
     def model(self) -> nn.Module:
-        if self._model is None:
-            self._model = self._held.enter_context(self.context.teacher(self.name))
-        return self._model
+        return self._teacher().model
+
+    def _teacher(self) -> _Asked:
+        if self._asked is None:
+            self._asked = _Asked.of(self.name, self.context)
+            self._asked.users.add(self)
+        return self._asked
 
     def open(self, device: torch.device, layers: Sequence[str] = ()) -> None:
-        model = self.model
-        places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-        if places - {device}:
-            # a copy, since moving the user's own model would change it
-            self._model = model = private_copy(model).to(device)
-        self._capture = self._held.enter_context(Capture(model, layers))
+        self._teacher().open(device, layers)
 
-    @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
-        output = batch.call(self.model)
-        return Signal(self.task.prediction(output, batch), self._capture.take(), output)
+        return self._teacher().signal(batch, self.task)
 
     def close(self) -> None:
-        self._model = None
-        self._held.close()
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.leave(self)
 
     def identity(self) -> str:
-        from kdkit.training.checkpoint import digest
+        given = getattr(self.model, "kdkit_identity", None)
+        if given is None and isinstance(self.model, Served):
+            raise KdError(
+                f"the teacher {self.name} is a function, and nothing tells whether it still answers the same another time",
+                f'say what answers: {getattr(self.model.ask, "__name__", "function")}.kdkit_identity = "name and version"',
+                "or leave out --cache",
+            )
+        return hashlib.sha256(str(given).encode()).hexdigest() if given is not None else recognised(self.model)
 
-        return digest(self.model)
+
+class _Asked:
+    """One teacher of a run, however many sources ask it."""
+
+    # weak, so that a run which ended anyhow leaves nothing behind
+    of_threads: weakref.WeakValueDictionary[tuple, _Asked] = weakref.WeakValueDictionary()
+
+    def __init__(self, name: str, context: Context):
+        self.users: weakref.WeakSet[Live] = weakref.WeakSet()
+        self.held = contextlib.ExitStack()
+        self.given = context.objects.get(name)
+        if self.given is None or isinstance(self.given, nn.Module):
+            self.model = self.held.enter_context(context.teacher(name))
+        else:
+            self.model = self.held.enter_context(frozen(adopt_teacher(self.given, name)))
+        self.layers: tuple[str, ...] = ()
+        self.capture = Capture()
+        self.last: tuple[Batch, Signal] | None = None
+
+    @classmethod
+    def of(cls, name: str, context: Context) -> _Asked:
+        """The one that the thread has for this teacher, or a new one."""
+        given = context.objects.get(name)
+        key = (threading.get_ident(), id(context.task), id(context.original if given is None else given))
+        found = cls.of_threads.get(key)
+        if found is None:
+            found = cls(name, context)
+            cls.of_threads[key] = found
+        return found
+
+    def open(self, device: torch.device, layers: Sequence[str]) -> None:
+        places = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers())}
+        if places - {device}:
+            # a copy, since moving the user's own model would change it
+            self.model = private_copy(self.model).to(device)
+            self.capture = Capture()
+        self.layers = tuple(dict.fromkeys((*self.layers, *layers)))
+        self.capture.__exit__()
+        self.capture = self.held.enter_context(Capture(self.model, self.layers))
+
+    @torch.no_grad()
+    def signal(self, batch: Batch, task: Task) -> Signal:
+        if self.last is not None and self.last[0] is batch:
+            return self.last[1]
+        output = batch.call(self.model)
+        signal = Signal(task.prediction(output, batch), self.capture.take(), output)
+        self.last = (batch, signal) if len(self.users) > 1 else None
+        return signal
+
+    def leave(self, user: Live) -> None:
+        self.users.discard(user)
+        if not self.users:
+            for key in [key for key, asked in list(self.of_threads.items()) if asked is self]:
+                self.of_threads.pop(key, None)
+            self.last = None
+            self.held.close()
+
+
+def recognised(model: nn.Module) -> str:
+    """A hash of a model: weights, buffers, the classes of its modules and their plain attributes.
+
+    >>> torch.manual_seed(0) and None
+    >>> one, other = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    >>> _ = other.load_state_dict(one.state_dict())
+    >>> recognised(one) == recognised(other)
+    False
+    """
+    from kdkit.training.checkpoint import digest
+
+    found = hashlib.sha256(digest(model).encode())
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str) and key != "training" and key[0] != "_"}
+        told = re.sub(r" at 0x[0-9a-f]+", "", f"{name} {type(module).__qualname__} {module.extra_repr()} {sorted(plain.items())}")
+        found.update(told.encode())
+    return found.hexdigest()
