@@ -47,7 +47,7 @@ def line_chart(series: Mapping[str, Points], title: str, across: str = "step", l
     legend = _legend(list(lines), width)
     tall = height + _LINE * (1 + max((row for _, row in legend), default=-1))
     if not seen:
-        return _svg(title, "There is nothing to draw.", width, tall, [_text(width / 2, height / 2, "nothing to draw", "middle")])
+        return _svg(title, "There is nothing to draw.", width, 44, [_text(8, 34, "nothing to draw", "start")])
     log = all(y > 0 for y in seen) and max(seen) > 100 * min(seen) if log is None else log
     ys = _Scale.over([y for y in seen if y > 0 or not log], log, height - 30, 26)
     xs = _Scale(min(steps), max(steps), False, 8 + _LETTER * max(len(_tick(tick)) for tick in ys.ticks()), width - 14)
@@ -180,7 +180,7 @@ def _axes(xs: _Scale, ys: _Scale, across: str, width: int) -> Iterator[str]:
     for value in whole:
         yield _text(min(xs.at(value), width - _LETTER * len(_tick(value)) / 2 - 1), ys.start + 15, _tick(value), "middle")
     yield f'<path d="M{_n(xs.start)} {_n(ys.start)}H{_n(xs.end)}" stroke="currentColor" stroke-opacity=".5"/>'
-    yield _text((xs.start + xs.end) / 2, ys.start + 28, across + (", logarithmic upwards" if ys.log else ""), "middle")
+    yield _text((xs.start + xs.end) / 2, ys.start + 28, across + (" (log scale)" if ys.log else ""), "middle")
 
 
 def _line(index: int, points: Sequence[tuple[float, float | None]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Progress of a running stage: a bar with a label in a notebook, one line in a terminal, nothing where output is compared."""
+"""Progress of a running stage: a bar, a label and curves in a notebook, one line in a terminal, nothing where output is compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdkit.table import number
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 EVERY = 0.1
 """Seconds between two updates of the display; more often is a burden to the browser."""
+REDRAW = 1.0
+"""Seconds between two pictures of the curves, at least."""
+SPARED = 100
+"""How many times as long as a picture took to draw it stays, at least; so drawing takes a hundredth of the time at most."""
 
 
 @contextlib.contextmanager
@@ -30,6 +34,7 @@ def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Pr
     clock = Clock()
 
     def observe(progress: Progress) -> None:
+        view.hear(progress)
         text = clock.tell(progress)
         if text:
             view.show(progress, text)
@@ -86,20 +91,34 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """A bar and a label of ipywidgets, drawn at the first message; its text form never changes, so that notebooks compare."""
+    """A bar, a label and below them the curves of a training, all of ipywidgets, drawn at the first message.
 
-    def __init__(self) -> None:
+    Its text form never changes, so that notebooks compare.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         import ipywidgets
 
-        class Box(ipywidgets.HBox):
+        class Box(ipywidgets.VBox):
             def __repr__(self) -> str:
                 return "kdkit progress"
 
         self._bar = ipywidgets.FloatProgress(min=0, max=1, layout={"width": "16em"})
         # the bar has no role for screen readers; the label says the same in words
         self._label = ipywidgets.Label()
-        self._box: Any = Box([self._bar, self._label])
+        self._chart = ipywidgets.HTML()
+        self._box: Any = Box([ipywidgets.HBox([self._bar, self._label]), self._chart])
         self._shown = False
+        self._now, self._due = now, float("-inf")
+        self._stage = ""
+        self._told: list[tuple[int, Mapping[str, float]]] = []
+
+    def hear(self, progress: Progress) -> None:
+        """Take in a message, whether or not it is shown; one of another stage begins new curves."""
+        if progress.stage != self._stage or (self._told and progress.done < self._told[-1][0]):
+            self._stage, self._told, self._chart.value = progress.stage, [], ""
+        if progress.figures:
+            self._told.append((int(progress.done), progress.figures))
 
     def show(self, progress: Progress, text: str) -> None:
         if not self._shown:
@@ -110,17 +129,34 @@ class Bar:
         self._bar.max = progress.total or 1
         self._bar.value = min(progress.done, self._bar.max)
         self._label.value = text
+        if len(self._told) > 1 and self._now() >= self._due:
+            self._draw()
+
+    def _draw(self) -> None:
+        from kdkit.curve import Curve
+
+        began = self._now()
+        self._chart.value = Curve.of(self._told)._repr_html_()
+        ended = self._now()
+        self._due = ended + max(REDRAW, SPARED * (ended - began))
 
     def end(self, text: str, failed: bool) -> None:
         self._bar.bar_style = "danger" if failed else "success"
         if not failed:
             # a stage need not tell its last step
             self._bar.value = self._bar.max
+            # the version shows them now
+            self._chart.value = ""
+        elif len(self._told) > 1:
+            self._draw()
         self._label.value = f"{self._label.value.partition(' · ')[0]} · {text}"
 
 
 class Line:
     """One line of a terminal, written over and over, and wiped at the end."""
+
+    def hear(self, progress: Progress) -> None:
+        """A line has no room for curves."""
 
     def show(self, progress: Progress, text: str) -> None:
         print(f"\r\x1b[2K{text}", end="", flush=True)
