@@ -16,6 +16,12 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_distill.relation.probability import Probability
     from kdkit_distill.relation.relations import Relations
     from kdkit_distill.relation.similarity import Similarity
+    from kdkit_distill.response.correlation import Correlation
+    from kdkit_distill.response.decoupled import Decoupled
     from kdkit_distill.response.soft import Soft
+    from kdkit_distill.scheme.assistant import Assistant
+    from kdkit_distill.scheme.born_again import BornAgain
+    from kdkit_distill.response.standardized import Standardized
+    from kdkit_distill.scheme.unlabelled import Unlabelled
 
-    return [Soft, CorrelationCongruence, Flow, Probability, Relations, Similarity]
+    return [Soft, Assistant, BornAgain, Correlation, Decoupled, Standardized, Unlabelled, CorrelationCongruence, Flow, Probability, Relations, Similarity]

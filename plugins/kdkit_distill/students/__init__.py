@@ -1,1 +1,1 @@
-"""Students: given, made out of the teacher, or from a catalogue of light nets."""
+"""Students: given by name, made of a net's own layers, narrower, or from a catalogue of light nets."""

@@ -1,0 +1,61 @@
+"""Light nets as transformers has them, from a configuration; made fit for small images and for training anew.
+
+Their configurations come from TensorFlow checkpoints, where "momentum" and "keep probability" mean one minus what torch means
+by the words: as they stand, batch norm would remember one batch and MobileNet V1 drop 99.9 % of its features.
+
+Howard et al., "MobileNets", 2017 (arXiv:1704.04861); Sandler et al., "MobileNetV2", CVPR 2018 (arXiv:1801.04381); Tan, Le,
+"EfficientNet", ICML 2019 (arXiv:1905.11946).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kdkit_distill.students.layers import rounded, strides
+
+MOMENTUM = 0.1
+"""Of batch norm, as torch has it: the share of the new batch."""
+
+
+def mobilenet_v1(classes: int = 1000, channels: int = 3, width: float = 1.0, size: int = 224) -> nn.Module:
+    """MobileNetV1ForImageClassification with its width multiplier."""
+    from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
+
+    config = MobileNetV1Config(num_channels=channels, image_size=size, depth_multiplier=width, num_labels=classes, classifier_dropout_prob=0.001)
+    return _loosened(MobileNetV1ForImageClassification(config), size)
+
+
+def mobilenet_v2(classes: int = 1000, channels: int = 3, width: float = 1.0, size: int = 224) -> nn.Module:
+    """MobileNetV2ForImageClassification with its width multiplier."""
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    config = MobileNetV2Config(num_channels=channels, image_size=size, depth_multiplier=width, num_labels=classes, classifier_dropout_prob=0.2)
+    return _loosened(MobileNetV2ForImageClassification(config), size)
+
+
+def efficientnet_b0(classes: int = 1000, channels: int = 3, width: float = 1.0, size: int = 224) -> nn.Module:
+    """EfficientNetForImageClassification in the proportions of B0."""
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    stem, *halving = strides(5, size)
+    stages = [halving.pop(0) if stride == 2 else 1 for stride in EfficientNetConfig().strides]
+    config = EfficientNetConfig(
+        num_channels=channels, image_size=size, width_coefficient=width, depth_coefficient=1.0, hidden_dim=max(128, rounded(1280 * min(1.0, width))),
+        dropout_rate=0.2, strides=stages, num_labels=classes, batch_norm_momentum=MOMENTUM,
+    )  # fmt: skip
+    net = EfficientNetForImageClassification(config)
+    if stem == 1:
+        net.efficientnet.embeddings.convolution.stride = (1, 1)
+        net.efficientnet.embeddings.padding = nn.ZeroPad2d(1)
+    return net
+
+
+def _loosened(net: nn.Module, size: int) -> nn.Module:
+    """The net with the strides that fit the size of its images; padding follows from the strides."""
+    halving = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)]
+    for module, stride in zip(halving, strides(len(halving), size), strict=True):
+        module.stride = (stride, stride)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = MOMENTUM
+    return net
