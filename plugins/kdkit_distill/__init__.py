@@ -19,9 +19,9 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_distill.response.correlation import Correlation
     from kdkit_distill.response.decoupled import Decoupled
     from kdkit_distill.response.soft import Soft
+    from kdkit_distill.response.standardized import Standardized
     from kdkit_distill.scheme.assistant import Assistant
     from kdkit_distill.scheme.born_again import BornAgain
-    from kdkit_distill.response.standardized import Standardized
     from kdkit_distill.scheme.unlabelled import Unlabelled
 
     return [Soft, Assistant, BornAgain, Correlation, Decoupled, Standardized, Unlabelled, CorrelationCongruence, Flow, Probability, Relations, Similarity]

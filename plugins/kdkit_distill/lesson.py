@@ -123,6 +123,10 @@ class DistillStage(TrainStage):
 
     # what a technique says
 
+    def alone(self, progress: float) -> bool:
+        """Whether at `progress` of the training this technique teaches alone, without labels and the techniques beside it."""
+        return False
+
     def source(self, context: Context) -> Source:
         """Where the teacher's signals come from."""
         return Live(self.teacher, context)
