@@ -155,6 +155,10 @@ class DistillStage(TrainStage):
         """
         return nn.ModuleDict()
 
+    def beside(self, student: Signal, teacher: Signal, pairs: tuple[Pair, ...], context: Context) -> nn.ModuleDict:
+        """`modules`, out of all that both say of the probe batch; for techniques whose modules depend on more than the pairs' features."""
+        return self.modules([(student.features[pair.student], teacher.features[pair.teacher]) for pair in pairs], context)
+
     def terms(self, seen: Exchange) -> Iterable[Term]:
         """The technique's terms, with weights among themselves; values per item, (batch,) or (batch, tokens)."""
         raise NotImplementedError
@@ -234,7 +238,7 @@ class Lesson(TrainPart):
             if reason := each.stage.unfit(said, teacher):
                 raise KdError(f"{each.stage.title}: {reason}")
         for number, each in enumerate(self.techniques):
-            each.modules = each.stage.modules([(student[pair.student], teacher.features[pair.teacher]) for pair in each.pairs], self.context)
+            each.modules = each.stage.beside(said, teacher, each.pairs, self.context)
             self.modules[str(number)] = each.modules
 
     def terms(self, step: Step) -> Iterator[Term]:
