@@ -242,7 +242,8 @@ class Lesson(TrainPart):
             self.modules[str(number)] = each.modules
 
     def terms(self, step: Step) -> Iterator[Term]:
-        if self.stage.share < 1:
+        alone = any(each.stage.alone(step.progress) for each in self.techniques)
+        if self.stage.share < 1 and not alone:
             yield Term.of_labels(step, 1 - self.stage.share)
         if self.stage.share > 0:
             yield from self.taught(step)
@@ -250,7 +251,7 @@ class Lesson(TrainPart):
     def taught(self, step: Step) -> Iterator[Term]:
         """The techniques' terms, in the teacher's share."""
         student, teacher = self.signals(step)
-        for each in self.techniques:
+        for each in [each for each in self.techniques if each.stage.alone(step.progress)] or self.techniques:
             for term in each.stage.terms(Exchange(student, teacher, step, each.pairs, each.modules)):
                 self.owners[term.name] = each.stage
                 yield replace(term, weight=_weighted(term, each.stage, self.stage.share))
