@@ -21,7 +21,7 @@ from kdkit.errors import KdError
 from kdkit.models import private_copy
 from kdkit.table import Cell, Table, number
 from kdkit.training import Step, Term, TrainPart
-from kdkit_distill.rounds import Round, figure, tested
+from kdkit_distill.rounds import Round, figure, scored_data
 
 if TYPE_CHECKING:
     from kdkit.context import Context, Progress
@@ -219,7 +219,7 @@ def comparison_lacks(stage: DistillStage, context: Context) -> Iterator[str]:
     data = context.objects.get(stage.control)
     if data is not None and not data.labelled and context.task.needs_labels:
         yield f"--control {stage.control}: the control learns from labels, and {stage.control} has none"
-    if tested(context) is None:
+    if scored_data(context) is None:
         yield "--control is compared on the session's eval data, with labels: %kd set --eval {held_out_loader}"
 
 
@@ -229,7 +229,7 @@ def compared(stage: DistillStage, model: nn.Module, context: Context) -> nn.Modu
     Raises:
         KdError: there is nothing to compare on, or a training failed.
     """
-    data = tested(context)
+    data = scored_data(context)
     if data is None:
         raise KdError("--control is compared on the session's eval data, with labels, and there is none", "%kd set --eval {held_out_loader}")
     plain = stage.model_copy(update={"control": None, "seeds": 1})
@@ -258,12 +258,13 @@ class _Pair:
     def __init__(self, stage: DistillStage, plain: DistillStage, model: nn.Module, context: Context, seed: int):
         self.stage, self.plain, self.model, self.context, self.number = stage, plain, model, context, seed
         self.seed = context.seed + seed
-        self.steps = 0
+        self.steps = self.fit = 0
+        self.span = 1
         self.epochs: list[float] = []
         self.start = private_copy(plain.beginning(private_copy(model), replace(context, seed=self.seed, notes=[], exhibits=[])))
 
     def distil(self) -> nn.Module:
-        context = self._round(1, "distilled")
+        context = self._round(1, self.stage.fits, "distilled")
         try:
             return self.plain.teach(private_copy(self.model), context)
         finally:
@@ -273,23 +274,27 @@ class _Pair:
 
     def train_control(self) -> nn.Module:
         """As many optimizer steps as the distilled student had in its last training."""
-        context = self._round(2, "control")
+        context = self._round(1 + self.stage.fits, 1, "control")
         options = {name: getattr(self.plain, name) for name in TrainStage.model_fields} | {"data": self.stage.control}
         if self.stage.control != self.stage.data:
-            options["steps"] = max(1, self.steps // self.stage.fits)
+            options["steps"] = self.steps
         made = context.fit(self.start, [Labels(**options)])
         if not self.number:
             self.context.notes.extend(f"control: {note}" for note in context.notes)
         return made
 
-    def _round(self, half: int, name: str) -> Context:
-        count = self.stage.seeds
-        self.epochs = []
+    def _round(self, first: int, span: int, name: str) -> Context:
+        count, each = self.stage.seeds, self.stage.fits + 1
+        self.epochs, self.fit, self.span = [], 0, span
         told = f"seed {self.number + 1} of {count}, {name}" if count > 1 else name
-        return Round(2 * self.number + half, 2 * count, told).of(self.context, self._hear, seed=self.seed)
+        return Round(each * self.number + first, each * count, told, span).of(self.context, self._hear, seed=self.seed)
 
     def _hear(self, progress: Progress) -> None:
-        self.steps = int(progress.total)
+        """Take down what the last of its trainings tells."""
+        self.steps = round(progress.total / self.span)
+        fit = math.ceil(progress.done / progress.total * self.span)
+        if fit != self.fit:
+            self.fit, self.epochs = fit, []
         epoch = progress.figures.get(f"validation_{self.context.task.metric}")
         if epoch is not None:
             self.epochs.append(epoch)

@@ -26,11 +26,13 @@ class Round:
     Attributes:
         number: from 1, of `count`.
         name: what it is, for the progress line.
+        span: how many of them it stands for, where it consists of several itself.
     """
 
     number: int
     count: int
     name: str
+    span: int = 1
 
     def of(self, context: Context, heard: Callable[[Progress], None] = lambda progress: None, **changes: Any) -> Context:
         """The context of this training: its progress is that of the whole, its notes and exhibits are its own.
@@ -42,8 +44,9 @@ class Round:
 
         def observe(progress: Progress) -> None:
             heard(progress)
-            done = progress.done + (self.number - 1) * progress.total
-            context.observe(replace(progress, done=done, total=self.count * progress.total, text=f"{self.name}: {progress.text}" if progress.text else self.name))
+            one = progress.total / self.span
+            done = progress.done + (self.number - 1) * one
+            context.observe(replace(progress, done=done, total=self.count * one, text=f"{self.name}: {progress.text}" if progress.text else self.name))
 
         return replace(context, observe=observe, notes=[], exhibits=[], **changes)
 
@@ -79,7 +82,7 @@ def called(model: nn.Module, batch: Batch) -> Any:
     return output.cpu() if isinstance(output, Tensor) else send_to_device(output, "cpu")
 
 
-def tested(context: Context) -> Data | None:
+def scored_data(context: Context) -> Data | None:
     """The data that figures are told of: the session's eval data, where it can be scored."""
     data = context.objects.get("eval")
     return data if data is not None and (data.labelled or not context.task.needs_labels) else None

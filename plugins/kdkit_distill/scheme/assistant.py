@@ -20,7 +20,7 @@ from kdkit.contract import param
 from kdkit.training import Term
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.rounds import Round, figure, tested
+from kdkit_distill.rounds import Round, figure, scored_data
 from kdkit_distill.signals import Exchange
 from kdkit_distill.students.spec import is_name, read
 
@@ -70,7 +70,7 @@ class Assistant(ResponseStage):
         context = context if self.student is None else replace(context, original=model)
         teacher: nn.Module | None = None
         told: list[str] = []
-        data, task = tested(context), context.task
+        data, task = scored_data(context), context.task
         for number, spec in enumerate((*self.through, None), 1):
             name = "the student" if spec is None else f"assistant {spec}"
             learner = self.learner(model, given) if spec is None else read(spec, given).make(model, self.teacher, given)

@@ -24,7 +24,7 @@ from kdkit.seeding import seeded
 from kdkit.training import Term
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.rounds import Round, figure, tested
+from kdkit_distill.rounds import Round, figure, scored_data
 from kdkit_distill.signals import Exchange
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class BornAgain(ResponseStage):
         return best
 
     def _tell(self, made: list[nn.Module], context: Context) -> None:
-        data, task = tested(context), context.task
+        data, task = scored_data(context), context.task
         if data is None:
             context.note("the generations were not measured: the session has no labelled eval data")
             return

@@ -7,7 +7,7 @@ On MiniLM, three of six layers distilled to .814 where the same net from scratch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import nn
@@ -56,14 +56,14 @@ def with_layers(model: nn.Module, kept: Sequence[int], batch: Batch) -> nn.Modul
     if len(kept) == count:
         raise KdError(f"{name} are all layers there are", "name fewer, such as every second one")
     starts = [0, *accumulate(len(list(stack.children())) for stack in found.values())]
-    numbers = [[layer - start for layer in kept if start <= layer < end] for start, end in zip(starts, starts[1:], strict=False)]
+    numbers = [[layer - start for layer in kept if start <= layer < end] for start, end in pairwise(starts)]
     for stack, mine in zip(found.values(), numbers, strict=True):
         _keep(stack, mine)
     _write_back(made, [len(list(stack.children())) for stack in found.values()], starts, numbers)
     try:
         try_call(made, batch)
     except KdError as error:
-        where = "; ".join(f"{stack} has {start} to {end - 1}" for stack, start, end in zip(found, starts, starts[1:], strict=False))
+        where = "; ".join(f"{stack} has {start} to {end - 1}" for stack, start, end in zip(found, starts[:-1], starts[1:], strict=True))
         raise KdError(f"{name}: the layers that are left do not fit one another: {error.message}", "a layer that changes the shape must stay", where) from error
     return made
 
@@ -75,7 +75,7 @@ def _keep(stack: nn.Module, numbers: Sequence[int]) -> None:
         for module in block.modules():
             # where a layer keeps its keys and values in a cache
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place
+                module.layer_idx = place  # type: ignore[assignment]
 
 
 def _write_back(model: nn.Module, left: Sequence[int], starts: Sequence[int], numbers: Sequence[Sequence[int]]) -> None:
@@ -83,7 +83,7 @@ def _write_back(model: nn.Module, left: Sequence[int], starts: Sequence[int], nu
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         return
-    before = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    before = [end - start for start, end in pairwise(starts)]
     names = [key for key in _STACKS if isinstance(getattr(config, key, None), int)]
     for key in ("layer_types", "mlp_layer_types"):
         if len(before) == 1 and isinstance(told := getattr(config, key, None), list) and len(told) == before[0]:

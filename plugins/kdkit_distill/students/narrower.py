@@ -17,6 +17,7 @@ from kdkit.data import Batch, try_call
 from kdkit.errors import KdError
 from kdkit.models import evaluating, private_copy
 from kdkit.tasks.contract import tensor_of
+from kdkit_distill.rounds import called
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -41,6 +42,10 @@ def narrowed(model: nn.Module, width: float, context: Context) -> nn.Module:
     if count >= before:
         raise KdError(f"--student narrow={width:g} leaves {type(model).__name__} as wide as it is", "a smaller number", "--student layers=... takes layers away")
     try_call(made, context.example)
+    task, batch = context.task, context.example
+    said, wanted = (task.prediction(called(each, batch), batch).shape for each in (made, model))
+    if said != wanted:
+        raise KdError(f"--student narrow={width:g} of {type(model).__name__} would answer with {tuple(said)} instead of {tuple(wanted)}", "give a student of your own")
     return made.eval()
 
 

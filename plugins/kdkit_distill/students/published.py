@@ -9,6 +9,8 @@ Howard et al., "MobileNets", 2017 (arXiv:1704.04861); Sandler et al., "MobileNet
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from kdkit_distill.students.layers import rounded, strides
@@ -21,16 +23,16 @@ def mobilenet_v1(classes: int = 1000, channels: int = 3, width: float = 1.0, siz
     """MobileNetV1ForImageClassification with its width multiplier."""
     from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
-    config = MobileNetV1Config(num_channels=channels, image_size=size, depth_multiplier=width, num_labels=classes, classifier_dropout_prob=0.001)
-    return _loosened(MobileNetV1ForImageClassification(config), size)
+    told: dict[str, Any] = {"num_channels": channels, "image_size": size, "depth_multiplier": width, "num_labels": classes}
+    return _loosened(MobileNetV1ForImageClassification(MobileNetV1Config(**told, classifier_dropout_prob=0.001)), size)
 
 
 def mobilenet_v2(classes: int = 1000, channels: int = 3, width: float = 1.0, size: int = 224) -> nn.Module:
     """MobileNetV2ForImageClassification with its width multiplier."""
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    config = MobileNetV2Config(num_channels=channels, image_size=size, depth_multiplier=width, num_labels=classes, classifier_dropout_prob=0.2)
-    return _loosened(MobileNetV2ForImageClassification(config), size)
+    told: dict[str, Any] = {"num_channels": channels, "image_size": size, "depth_multiplier": width, "num_labels": classes}
+    return _loosened(MobileNetV2ForImageClassification(MobileNetV2Config(**told, classifier_dropout_prob=0.2)), size)
 
 
 def efficientnet_b0(classes: int = 1000, channels: int = 3, width: float = 1.0, size: int = 224) -> nn.Module:
@@ -39,11 +41,9 @@ def efficientnet_b0(classes: int = 1000, channels: int = 3, width: float = 1.0, 
 
     stem, *halving = strides(5, size)
     stages = [halving.pop(0) if stride == 2 else 1 for stride in EfficientNetConfig().strides]
-    config = EfficientNetConfig(
-        num_channels=channels, image_size=size, width_coefficient=width, depth_coefficient=1.0, hidden_dim=max(128, rounded(1280 * min(1.0, width))),
-        dropout_rate=0.2, strides=stages, num_labels=classes, batch_norm_momentum=MOMENTUM,
-    )  # fmt: skip
-    net = EfficientNetForImageClassification(config)
+    told: dict[str, Any] = {"num_channels": channels, "image_size": size, "width_coefficient": width, "num_labels": classes, "strides": stages}
+    told |= {"depth_coefficient": 1.0, "hidden_dim": max(128, rounded(1280 * min(1.0, width))), "dropout_rate": 0.2, "batch_norm_momentum": MOMENTUM}
+    net: Any = EfficientNetForImageClassification(EfficientNetConfig(**told))
     if stem == 1:
         net.efficientnet.embeddings.convolution.stride = (1, 1)
         net.efficientnet.embeddings.padding = nn.ZeroPad2d(1)

@@ -5,6 +5,8 @@ Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from kdkit_distill.students.layers import convolution, strides
@@ -21,7 +23,7 @@ class Block(nn.Module):
     def __init__(self, widths: tuple[int, ...], stride: int = 1, first: bool = False):
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.ReLU(), separable(inputs, outputs)]
         self.convolved = nn.Sequential(*layers[first:], nn.MaxPool2d(3, stride, padding=1) if stride > 1 else nn.Identity())
         self.skip = convolution(widths[0], widths[-1], 1, stride, relu=False) if widths[0] != widths[-1] else nn.Identity()
