@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from kdkit import store, tasks
+from kdkit.agreement import Agreement, agreement, class_names
 from kdkit.context import Context, Progress
 from kdkit.contract import Stage
 from kdkit.data import Data, adopt_data, try_call
@@ -284,6 +285,41 @@ class Session:
         """Versions side by side, each figure with its ratio to the first one's; all versions without arguments."""
         chosen = tuple(self.version(version) for version in versions) or self.versions
         return Listing(chosen, self.history.head, chosen[0], f"against {chosen[0].name}")
+
+    def agreement(self, student: Any = None, teacher: Any = "teacher", data: Any = "eval") -> Agreement:
+        """Where a version decides as a teacher does, where not, and which of the two is right; both run on the session's backend.
+
+        Args:
+            student: a version; the head when not said.
+            teacher: a model, the name of one, or a version; where the session was given none, the model it began with.
+            data: to ask both about: its name, or data in any form.
+
+        Raises:
+            KdError: there is no such model or data, or the two don't answer in the same form.
+        """
+        chosen = self.version(student)
+        name, model = self._teaching(teacher)
+        held = self.objects.get(data) if isinstance(data, str) else data
+        if held is None or self.task is None:
+            raise KdError(f"agreement needs data to ask both models about, and the session has no {data!r}", "%kd set --eval {loader}, or --data {loader}")
+        asked = adopt_data(held, batch_size=self.settings["batch_size"])
+        here = self.history.model_of(chosen)
+        with self.backend_for(here).runner(here) as told, self.backend_for(model).runner(model) as taught:
+            named = data if isinstance(data, str) else "new data"
+            return agreement(self.task, (chosen.name, told), (name, taught), asked, named, class_names(self.task, here, model, self.objects.get("tokenizer")))
+
+    def _teaching(self, teacher: Any) -> tuple[str, nn.Module]:
+        """A teacher by any name: how it is called, and the model."""
+        if isinstance(teacher, str) and not teacher.startswith("@"):
+            if self.objects.get(teacher) is None and teacher == "teacher":
+                return "the original", self.original
+            if self.objects.get(teacher) is None:
+                raise KdError(f"there is no model {teacher!r}", did_you_mean(teacher, self.objects), f"%kd set --{teacher} {{{teacher}}}, or name a version: @base")
+            return teacher, adopt(self.objects[teacher])
+        if isinstance(teacher, str | int | Version):
+            version = self.version(teacher)
+            return version.name, self.history.model_of(version)
+        return "the teacher", adopt(teacher)
 
     def _measured(self, model: nn.Module, parent: Version | None, data: Data | None = None, names: tuple[str, ...] | None = None) -> Report:
         held = data if data is not None else self.objects.get("eval")

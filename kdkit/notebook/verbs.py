@@ -232,6 +232,21 @@ class Eval(Verb):
         return desk.session.evaluate(self.version, data=self.data)
 
 
+class Agreement(Verb):
+    """Where a version decides as its teacher does, where not, and which of the two is right: a map of both's decisions."""
+
+    places: ClassVar = ("student",)
+    sample: ClassVar = "%kd agreement @slim --teacher @base"
+
+    student: str | None = param(None, "a version; the head when not said", refers="version")
+    teacher: str = param("teacher", "a model or version to compare with; where there is none, the model the session began with", refers="model")
+    data: str = param("eval", "data to ask both about", refers="data")
+
+    def run(self, desk: Desk) -> Any:
+        with desk.handed_over():
+            return desk.session.agreement(self.student, self.teacher, self.data)
+
+
 class Undo(Verb):
     """Back to what the head was made of."""
 
