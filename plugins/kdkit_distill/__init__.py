@@ -20,8 +20,31 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_distill.response.decoupled import Decoupled
     from kdkit_distill.response.soft import Soft
     from kdkit_distill.response.standardized import Standardized
+    from kdkit_distill.scheme.adversarial import Adversarial
     from kdkit_distill.scheme.assistant import Assistant
     from kdkit_distill.scheme.born_again import BornAgain
+    from kdkit_distill.scheme.discriminator import Discriminator
+    from kdkit_distill.scheme.mutual import Mutual
+    from kdkit_distill.scheme.pseudo_labels import PseudoLabels
+    from kdkit_distill.scheme.self_taught import SelfTaught
     from kdkit_distill.scheme.unlabelled import Unlabelled
 
-    return [Soft, Assistant, BornAgain, Correlation, Decoupled, Standardized, Unlabelled, CorrelationCongruence, Flow, Probability, Relations, Similarity]
+    return [
+        Soft,
+        Assistant,
+        BornAgain,
+        Correlation,
+        Decoupled,
+        Standardized,
+        Unlabelled,
+        CorrelationCongruence,
+        Flow,
+        Probability,
+        Relations,
+        Similarity,
+        Adversarial,
+        Discriminator,
+        Mutual,
+        PseudoLabels,
+        SelfTaught,
+    ]

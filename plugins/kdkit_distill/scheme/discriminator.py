@@ -1,0 +1,147 @@
+"""A discriminator: a small net learns to tell the student from the teacher, and the student learns not to be told apart.
+
+Xu, Hsu, Huang, "Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with Conditional Adversarial
+Networks", 2018 (arXiv:1709.00513); Wang et al., "KDGAN", 2018 (NeurIPS); Shen, He, Xue, "MEAL: Multi-Model Ensemble via
+Adversarial Learning", 2019 (arXiv:1812.02425).
+
+Both train in one optimizer through a gradient reversal layer (Ganin, Lempitsky, "Unsupervised Domain Adaptation by
+Backpropagation", 2015, arXiv:1409.7495): it passes the student's signal on as it is, and its gradient with the sign turned.
+
+Pitfalls:
+
+- It matches distributions, not items: alone it says nothing about which item is which. Add it to another technique:
+  distill soft --also discriminator.
+- A discriminator that is sure has no gradient left to give; a lower --reversal, or --weight-warmup, keeps the game going.
+- The signals' scale is all the discriminator needs, so features are normalised before it sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdkit.contract import param
+from kdkit.tasks import Classification, Task
+from kdkit.tasks.contract import wide
+from kdkit.training import Term
+from kdkit_distill.feature.stage import LayerStage, vectors
+from kdkit_distill.signals import Exchange, Pair, Signal
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: Tensor, strength: float) -> Tensor:
+        context.strength = strength
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        return -context.strength * slopes[0], None
+
+
+def reversed_gradient(values: Tensor, strength: float = 1.0) -> Tensor:
+    """The values as they are; their gradient comes back times -strength.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> reversed_gradient(3 * x, 0.5).backward()
+    >>> x.grad
+    tensor([-1.5000])
+    """
+    return _Reversal.apply(values, strength)
+
+
+def told_apart(student: Tensor, teacher: Tensor) -> Tensor:
+    """What a discriminator pays: (-log(1 - sigmoid(student)) - log sigmoid(teacher)) / 2.
+
+    Args:
+        student: its score, before a sigmoid, that the student's signal is the teacher's: any shape.
+        teacher: its score of the teacher's signal, of the same shape.
+
+    Returns:
+        The same shape, at least float32; log 2 where it can't tell.
+
+    >>> told_apart(torch.zeros(1), torch.zeros(1)).exp()
+    tensor([2.])
+    """
+    return (F.softplus(wide(student)) + F.softplus(-wide(teacher))) / 2
+
+
+class Discriminator(LayerStage):
+    """Train a small discriminator beside the student, which learns not to be told from the teacher.
+
+    Loss per item: [-log(1 - D(s)) - log D(t)] / 2, where D learns to make it small; a gradient reversal layer before D lets the
+    student learn to make it great, --reversal times as hard. At log 2 = 0.693 they can't be told apart.
+
+    s and t are features (--on features: the last layers unless --layers names others, pooled over places and tokens) or logits.
+    The figure told_apart is D's accuracy, shown live and in the notes: 1 at first, and 0.5 where it can only guess.
+    """
+
+    id: ClassVar[str] = "distill.discriminator"
+
+    on: Literal["features", "logits"] = param("features", "what the discriminator looks at")
+    alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.1, 0.9))
+    match: Literal["uniform", "last"] = param("last", "which layers are suggested: spread over both nets, or the last ones")
+    count: int | None = param(1, "how many pairs are suggested; as many as the student has to offer when not said", ge=1)
+    hidden: int = param(64, "width of the discriminator", ge=1)
+    reversal: float = param(1.0, "how hard the student pulls, against the discriminator's own learning", gt=0, search=(0.1, 1.0))
+
+    def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
+        return super().pairs(student, teacher, context) if self.on == "features" else ()
+
+    def unsuited(self, task: Task) -> str:
+        classes = isinstance(task, Classification)
+        return "" if self.on == "features" or classes else "with --on logits it looks at scores of classes; --on features works for any task"
+
+    def unfit(self, student: Signal, teacher: Signal) -> str:
+        if self.on == "features" or student.logits.shape == teacher.dense.shape:
+            return ""
+        return f"the student's logits have shape {tuple(student.logits.shape)} and the teacher's {tuple(teacher.dense.shape)}; --on features can bridge sizes"
+
+    def beside(self, student: Signal, teacher: Signal, pairs: tuple[Pair, ...], context: Context) -> nn.ModuleDict:
+        if self.on == "logits":
+            return nn.ModuleDict({"logits": Judge(student.logits.shape[-1], teacher.dense.shape[-1], self.hidden)})
+        sizes = [(_width(student.features[pair.student]), _width(teacher.features[pair.teacher])) for pair in pairs]
+        return nn.ModuleDict({str(number): Judge(*each, self.hidden) for number, each in enumerate(sizes)})
+
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        signals = seen.features() if self.on == "features" else [("logits", seen.student.logits, seen.teacher.dense)]
+        for key, student, teacher in signals:
+            if self.on == "features":
+                student, teacher = vectors(student, seen.step.batch), vectors(teacher, seen.step.batch)
+            scores = seen.modules[key](reversed_gradient(wide(student), self.reversal), wide(teacher))
+            suffix = f" {seen.pairs[int(key)]}" if len(seen.pairs) > 1 else ""
+            yield Term(f"discriminator{suffix}", told_apart(*scores))
+            right = [(score > 0) == truth for score, truth in zip(scores, (False, True), strict=True)]
+            # a figure and no loss: it stands in the curve and in the notes
+            yield Term(f"told_apart{suffix}", (right[0].float() + right[1].float()) / 2, weight=0.0)
+
+
+class Judge(nn.Module):
+    """The discriminator: scores how much a signal looks like the teacher's; the student's is brought to the teacher's size first.
+
+    >>> own, teachers = Judge(3, 5, hidden=8)(torch.zeros(2, 3), torch.ones(2, 5))
+    >>> own.shape, teachers.shape
+    (torch.Size([2]), torch.Size([2]))
+    """
+
+    def __init__(self, student: int, teacher: int, hidden: int):
+        super().__init__()
+        self.bridge = nn.Linear(student, teacher) if student != teacher else nn.Identity()
+        self.scores = nn.Sequential(nn.LayerNorm(teacher, elementwise_affine=False), nn.Linear(teacher, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., size) of each -> their scores, (...)."""
+        weights = next(self.scores.parameters()).dtype
+        return self.scores(self.bridge(student.to(weights))).squeeze(-1), self.scores(teacher.to(weights)).squeeze(-1)
+
+
+def _width(feature: Tensor) -> int:
+    """Of the vector that an item's feature comes down to."""
+    return feature.shape[1 if feature.dim() > 3 else -1]

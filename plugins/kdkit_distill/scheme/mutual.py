@@ -1,0 +1,180 @@
+"""Mutual learning: several students learn from the labels and from one another, with no teacher.
+
+Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2018 (arXiv:1706.00384): DML.
+
+Pitfalls:
+
+- The peers must differ: copies with the same weights have nothing to tell each other. Peers made here begin from fresh weights.
+- A trained student beside fresh peers learns from beginners at first; the paper's nets all begin fresh.
+- A peer's answers are detached in the others' losses: each net learns from its own loss alone, all from one forward pass.
+- Memory and time grow with the number of peers.
+- The paper adds label loss and divergence as they are. At alpha 0.5 half of that sum is used: the same to Adam, and with SGD the same
+  as half the learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.contract import Needs, param
+from kdkit.data import Batch, Data
+from kdkit.errors import KdError
+from kdkit.models import adopt, evaluating, private_copy
+from kdkit.training import Step, Term, TrainPart
+from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.stage import ResponseStage
+from kdkit_distill.scheme.born_again import reborn
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+
+def mutual(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
+    """For each net i: 1 / (K - 1) · sum over the others j of T² · KL(p_j ‖ p_i), with p_j detached.
+
+    Args:
+        logits: of K nets, at least two, each (..., classes).
+        temperature: T; 1 in the paper.
+
+    Returns:
+        K tensors (...), at least float32.
+
+    >>> [each.item() for each in mutual([torch.zeros(2), torch.zeros(2), torch.zeros(2)])]
+    [0.0, 0.0, 0.0]
+    """
+    others = len(logits) - 1
+    return [
+        torch.stack([soft_labels(mine, theirs.detach(), temperature) for number, theirs in enumerate(logits) if number != place]).sum(0) / others
+        for place, mine in enumerate(logits)
+    ]
+
+
+class Mutual(ResponseStage):
+    """Train several students together, each learning from the labels and from the others' answers.
+
+    Loss of net i: (1 - alpha) · label loss + alpha · weight · 1/(K-1) · sum over the others j of T² · KL(p_j ‖ p_i), p_j detached.
+
+    The peers are copies of the student with fresh weights of another seed, or the models that --partners names. All train in one
+    optimizer; only the student is kept, or with --keep-peer best the one that is best on --validation. The notes tell how each of
+    them does on the evaluation data.
+    """
+
+    id: ClassVar[str] = "distill.mutual"
+
+    alpha: float = param(0.5, "share of the other nets in the loss; the rest is the labels'", gt=0, lt=1, search=(0.1, 0.9))
+    temperature: float = param(1.0, "softens the nets' answers to one another; the paper leaves them as they are", gt=0, search=(1, 4))
+    peers: int = param(2, "how many nets learn together, the student among them", ge=2)
+    partners: tuple[str, ...] = param((), "models of the session that learn beside the student, as copies, instead of fresh peers", refers="model")
+    keep_peer: Literal["student", "best"] = param("student", "which net is kept; best wants validation data and peers of the student's own kind")
+
+    def needed(self) -> Needs:
+        return Needs(train=True, labels=True)
+
+    def references(self) -> Iterator[tuple[str, str, str]]:
+        return (each for each in super().references() if each[0] != "teacher")
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if not self.labels:
+            yield "nets that know nothing learn nothing from each other: mutual learning wants labels; leave out --no-labels"
+        if "teacher" in self.changed():
+            yield f"--teacher {self.teacher} has no part in it; distill soft learns from a teacher"
+        if self.also:
+            yield "--also adds terms that compare with a teacher, and there is none; put the techniques in a together: group"
+        if self.cache:
+            yield "--cache keeps what a teacher says, and the peers change at each step; leave it out"
+        if self.partners and "peers" in self.changed() and self.peers != len(self.partners) + 1:
+            yield f"--peers {self.peers} and {len(self.partners)} --partners: the student and its partners are {len(self.partners) + 1}; leave out --peers"
+        if self.keep_peer == "best" and self.validation is None:
+            yield "--keep-peer best wants validation data: --validation {held_out_loader}"
+        if self.keep_peer == "best" and self.partners:
+            yield "--keep-peer best chooses among copies of the student; with --partners the student is kept"
+
+    def part(self, model: nn.Module, context: Context) -> TrainPart:
+        return Peers(self, context)
+
+
+class Peers(TrainPart):
+    """The nets beside the student: asked once a step, trained in the same loop."""
+
+    def __init__(self, stage: Mutual, context: Context):
+        self.stage, self.context = stage, context
+        self.nets: list[nn.Module] = []
+        self.trained = False
+
+    def open(self, model: nn.Module) -> None:
+        if reason := self.stage.unsuited(self.context.task):
+            raise KdError(f"{self.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")
+        device = next(model.parameters()).device
+        if self.stage.partners:
+            nets = [private_copy(adopt(self.context.named(name, "a model"))) for name in self.stage.partners]
+        else:
+            nets = [reborn(model, self.context, self.context.seed * 1_000_003 + number) for number in range(1, self.stage.peers)]
+        self.nets = [net.to(device).train() for net in nets]
+        self._compare(model)
+        self.modules["peers"] = nn.ModuleList(self.nets)
+
+    def _compare(self, model: nn.Module) -> None:
+        """See that all speak of the same classes."""
+        device = next(model.parameters()).device
+        batch = self.context.example.to(device)
+        shapes = []
+        for net in (model, *self.nets):
+            with evaluating(net):
+                shapes.append(tuple(self.context.task.prediction(batch.call(net), batch).shape))
+        for name, shape in zip(self.names[1:], shapes[1:], strict=True):
+            if shape != shapes[0]:
+                raise KdError(f"{name} answers with shape {shape}, the student with {shapes[0]}", "peers know the same classes in the same order")
+
+    @property
+    def names(self) -> list[str]:
+        """What the nets are called, the student first."""
+        return ["student", *(self.stage.partners or [f"peer{number}" for number in range(1, self.stage.peers)])]
+
+    def terms(self, step: Step) -> Iterator[Term]:
+        outputs = [step.output, *(step.batch.call(net) for net in self.nets)]
+        logits = [step.task.prediction(output, step.batch) for output in outputs]
+        apart = mutual(logits, self.stage.temperature_at(step.progress))
+        for number, (name, output, values) in enumerate(zip(self.names, outputs, apart, strict=True)):
+            prefix = f"{name}." if number else ""
+            yield Term(f"{prefix}label", step.task.losses(output, step.batch), 1 - self.stage.alpha, labels=True)
+            yield Term(f"{prefix}mutual", values, lambda progress: self.stage.alpha * self.stage.factor(progress))
+
+    def after_step(self, step: Step) -> None:
+        self.trained = True
+
+    def close(self, model: nn.Module) -> None:
+        if not self.trained or self.context.cancelled.is_set():
+            return
+        if self.stage.keep_peer == "best" and self.stage.validation:
+            self._keep_best(model, self.context.data(self.stage.validation))
+        held = self.context.objects.get("eval")
+        if held is not None and (held.labelled or not self.context.task.needs_labels):
+            figures = {name: self._figure(net, held) for name, net in zip(self.names, (model, *self.nets), strict=True)}
+            self.context.note(f"{self.context.task.metric} on eval: {', '.join(f'{name} {figure:.4g}' for name, figure in figures.items())}")
+
+    def _keep_best(self, model: nn.Module, data: Data) -> None:
+        """Put the weights of the net that is best on the validation data into the student, and the student's into it."""
+        sign = 1 if self.context.task.better == "higher" else -1
+        figures = [sign * self._figure(net, data) for net in (model, *self.nets)]
+        best = max(range(len(figures)), key=figures.__getitem__)
+        if best:
+            mine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            model.load_state_dict(self.nets[best - 1].state_dict())
+            self.nets[best - 1].load_state_dict(mine)
+        self.context.note(f"kept {self.names[best]}: {self.context.task.metric} {sign * figures[best]:.4g} on {self.stage.validation}")
+
+    def _figure(self, net: nn.Module, data: Data) -> float:
+        device, task = next(net.parameters()).device, self.context.task
+
+        def call(batch: Batch) -> Any:
+            self.context.check_cancelled()
+            return batch.to(device).call(net)
+
+        here = data if device.type == "cpu" else Data(lambda: (batch.to(device) for batch in data.batches()), data.why)
+        with evaluating(net):
+            return task.evaluate(call, here)[task.metric]
