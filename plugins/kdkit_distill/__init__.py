@@ -28,6 +28,9 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_distill.scheme.pseudo_labels import PseudoLabels
     from kdkit_distill.scheme.self_taught import SelfTaught
     from kdkit_distill.scheme.unlabelled import Unlabelled
+    from kdkit_distill.transformer.distilbert import DistilBert
+    from kdkit_distill.transformer.layers import Layers
+    from kdkit_distill.transformer.minilm import MiniLM
 
     return [
         Soft,
@@ -47,4 +50,7 @@ def kdkit_stages() -> Iterable[type[Stage]]:
         Mutual,
         PseudoLabels,
         SelfTaught,
+        DistilBert,
+        Layers,
+        MiniLM,
     ]

@@ -65,21 +65,29 @@ class Attention:
     biased: bool = False
     rotary: Rotary | None = None
 
-    def parts(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values out of captured features, (batch, tokens, heads or groups · size) each, at least float32."""
-        if self.fused:
-            one, two, three = wide(features[self.query]).chunk(3, -1)
-            return one, two, three
-        one, two, three = (wide(features[name]) for name in (self.query, self.key, self.value))
-        return one.flatten(2), two.flatten(2), three.flatten(2)
+    def queries(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Queries out of captured features, (batch, tokens, heads · size), at least float32."""
+        return self._rows(features, self.query, 0)
+
+    def keys(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The like, (batch, tokens, groups · size)."""
+        return self._rows(features, self.key, 1)
+
+    def values(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The like, (batch, tokens, groups · size)."""
+        return self._rows(features, self.value, 2)
+
+    def _rows(self, features: Mapping[str, Tensor], name: str, part: int) -> Tensor:
+        found = wide(features[name])
+        return found.chunk(3, -1)[part] if self.fused else found.flatten(2)
 
     def scores(self, features: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Scores before mask and softmax, (batch, heads, tokens, tokens)."""
-        queries, keys, _ = self.parts(features)
-        one, two = parted(queries, self.heads), parted(keys, self.groups)
+        one, two = parted(self.queries(features), self.heads), parted(self.keys(features), self.groups)
         if self.rotary is not None:
             one, two = self._turned(one, two, batch)
-        return one @ two.repeat_interleave(self.heads // self.groups, 1).transpose(2, 3) * self.scale
+        with torch.autocast(one.device.type, enabled=False):
+            return one @ two.repeat_interleave(self.heads // self.groups, 1).transpose(2, 3) * self.scale
 
     def _turned(self, queries: Tensor, keys: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.rotary is not None
@@ -138,7 +146,8 @@ def real_tokens(batch: Batch, feature: Tensor) -> Tensor:
         return torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
     if mask.shape != feature.shape[:2]:
         raise KdError(
-            f"a layer gives {tuple(feature.shape[:2])} tokens for {tuple(mask.shape)} of the batch", "virtual tokens of prompt tuning can't be compared; merge or drop them"
+            f"a layer gives {tuple(feature.shape[:2])} tokens for {tuple(mask.shape)} of the batch",
+            "virtual tokens of prompt tuning can't be compared; merge or drop them",
         )
     return mask.to(feature.device) != 0
 

@@ -1,0 +1,113 @@
+"""DistilBERT: soft labels, the labels, and the direction of the last hidden states.
+
+Sanh, Debut, Chaumond, Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019
+(arXiv:1910.01108).
+
+    L = [ 5 · T² KL(p_t ‖ p_s) + 2 · label loss (masked tokens) + 1 · (1 - cos(h_s, h_t)) ] / 8, T = 2
+
+The published run's weights, divided by their sum: alpha = 6/8 is the teacher's share, 5/6 and 1/6 of it are soft labels' and
+cosine's. KL and cosine count every token that is no padding; --tokens labels counts KL only where a label is, as for the
+masked language model alone.
+
+Pitfalls: means are over counted tokens of the whole step, not over classes or padding. The paper's student starts as every
+other block of the teacher, without which it learns far slower: --student layers=0,2,4,6,8,10. Of different widths a linear map
+of the student's states is trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.contract import param
+from kdkit.data import Batch
+from kdkit.tasks import Task, TokenClassification
+from kdkit.tasks.contract import wide
+from kdkit.training import Term
+from kdkit_distill.matching import parsed
+from kdkit_distill.relation.geometry import full_precision, unit
+from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.stage import ResponseStage
+from kdkit_distill.signals import Exchange, Pair
+from kdkit_distill.transformer.stack import real_tokens
+from kdkit_distill.transformer.stage import TransformerStage, check_tokens
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+
+@full_precision
+def directions(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - the cosine between the hidden states of each token.
+
+    Args:
+        student: (..., hidden); computed in float32 at least.
+        teacher: the same shape.
+
+    Returns:
+        (...), 0 to 2.
+
+    >>> directions(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
+    tensor([1.])
+    """
+    student = unit(wide(student))
+    return 1 - (student * unit(wide(teacher)).to(student.dtype)).sum(-1)
+
+
+class DistilBert(ResponseStage, TransformerStage):
+    """Match the teacher's softened predictions and the direction of its last hidden states, beside the labels.
+
+    Loss: (5 · T² KL + 2 · label loss + 1 - cosine) / 8 with the default alpha (DistilBERT). For masked and causal language
+    models, classifiers of items and of tokens. Begin with a student made of the teacher's blocks: --student layers=0,2,4.
+    """
+
+    id: ClassVar[str] = "distill.distilbert"
+
+    alpha: float = param(0.75, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.5, 1.0))
+    temperature: float = param(2.0, "softens both distributions; 1 leaves them as they are", gt=0, search=(1, 8))
+    soft_weight: float = param(5.0, "of the soft labels, beside the cosine's", ge=0)
+    cosine_weight: float = param(1.0, "of the cosine of hidden states, beside the soft labels'", gt=0)
+    tokens: Literal["attention", "labels"] = param("attention", "where soft labels count: on all tokens that are no padding, or on those with a label", advanced=True)
+    layers: tuple[str, ...] = param((), "the pair student_layer=teacher_layer of hidden states; the last ones when not said", advanced=True)
+
+    def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
+        if self.layers:
+            return parsed(self.layers)
+        mine, theirs = self.stacks(student, teacher)
+        return (Pair(mine.final, theirs.final),)
+
+    def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
+        found = nn.ModuleDict()
+        for number, (student, teacher) in enumerate(features):
+            check_tokens(student, teacher, self.title)
+            if student.shape[-1] != teacher.shape[-1]:
+                found[str(number)] = nn.Linear(student.shape[-1], teacher.shape[-1], bias=False)
+        return found
+
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        whole = self.soft_weight + self.cosine_weight
+        real = _attention(seen.step.batch)
+        if self.soft_weight:
+            values = soft_labels(seen.student.logits, seen.teacher.logits, self.temperature_at(seen.step.progress))
+            everywhere = self.tokens == "attention" and values.dim() == 2 and real is not None
+            yield Term("soft", values, self.soft_weight / whole, mask=real if everywhere else None)
+        for key, student, teacher in seen.features():
+            real_tokens(seen.step.batch, student)
+            values = directions(seen.modules[key](student) if key in seen.modules else student, teacher)
+            yield Term("cosine", values.mean(1) if real is None else values, self.cosine_weight / whole, mask=real)
+
+    def counts(self, batch: Batch, task: Task) -> Mapping[str, int]:
+        real = _attention(batch)
+        if real is None:
+            return {}
+        held = int(real.sum())
+        return {"cosine": held, "soft": held} if self.tokens == "attention" and isinstance(task, TokenClassification) else {"cosine": held}
+
+
+def _attention(batch: Batch) -> Tensor | None:
+    """(batch, tokens) bool, which tokens are no padding; None where the batch does not say."""
+    mask = batch.kwargs.get("attention_mask")
+    return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
