@@ -16,7 +16,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
-from kdkit_distill.signals import Signal, TopK
+from kdkit_distill.signals import Signal, TopK, top_k
 from kdkit_distill.sources import Source
 
 if TYPE_CHECKING:
@@ -212,14 +212,13 @@ class Writer:
             self._file = self.part.open("wb")
             self._file.write(MAGIC)
         except OSError as error:
-            self.__exit__()
             raise KdError(f"can't write the cache {self.path}: {error.strerror or error}", "choose a --cache file that you may write to") from error
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()
-        self.part.unlink(missing_ok=True)
+            self.part.unlink(missing_ok=True)
 
     def add(self, found: np.ndarray, spans: Spans | None, signal: Signal) -> None:
         """Rows of a batch; an item that was there already is left out.
@@ -384,10 +383,11 @@ class Cached(Source):
         data: what the student is trained on.
         context: of the run.
         kept: "fp32" keeps what the teacher says to the bit, "fp16" takes half the room.
+        top: (k, temperature): of the logits only the most probable classes at a temperature are kept.
     """
 
-    def __init__(self, source: Source, path: str, data: Data, context: Context, kept: Kept = "fp32"):
-        self.source, self.path, self.data, self.context, self.kept = source, Path(path).expanduser(), data, context, kept
+    def __init__(self, source: Source, path: str, data: Data, context: Context, kept: Kept = "fp32", top: tuple[int, float] | None = None):
+        self.source, self.path, self.data, self.context, self.kept, self.top = source, Path(path).expanduser(), data, context, kept, top
         self.reader: Reader | None = None
         self.rows: np.ndarray | None = None
 
@@ -436,13 +436,14 @@ class Cached(Source):
             for batch in self.data.batches():
                 spans = Spans.of(batch)
                 signal = self.source.signal(batch.to(device))
-                sick = signal.logits.tail if isinstance(signal.logits, TopK) else signal.logits
-                if bool(torch.isnan(sick).any()):
+                if signal.nan():
                     raise KdError(f"the teacher answers with nan, to one of the items {items} to {items + batch.size - 1}", "evaluate it by itself first: %kd eval")
+                if self.top is not None and isinstance(signal.logits, Tensor):
+                    signal = replace(signal, logits=top_k(signal.logits, *self.top))
                 writer.add(keys(batch, spans), spans, signal)
                 items += batch.size
                 self.context.progress(items, max(self.data.items or 0, items), "asking the teacher once")
-            writer.finish({"teacher": identity, "task": self.context.task.name, "layers": list(layers), "kept": self.kept, "items": items})
+            writer.finish({"teacher": identity, "task": self.context.task.name, "layers": list(layers), "kept": self.kept, "top": self.top, "items": items})
         self.context.note(f"asked the teacher about {items} items, and kept the answers in {self.path.name}: {self.path.stat().st_size / 1e6:.1f} MB")
 
     def _compare(self, identity: str, layers: tuple[str, ...]) -> None:
@@ -455,6 +456,7 @@ class Cached(Source):
             f"the task {held['task']}, not {self.context.task.name}": held["task"] != self.context.task.name,
             f"another choice of layers, without {', '.join(lacking)}": bool(lacking),
             f"values kept as {held['kept']}, not {self.kept}": held["kept"] != self.kept,
+            f"{_of_top(held['top'])}, not {_of_top(self.top)}": held["top"] != (list(self.top) if self.top else None),
             f"{held['items']} items, and the data has {known}": known is not None and known > held["items"],
         }
         wrong = next((told for told, met in checks.items() if met), "")
@@ -464,7 +466,7 @@ class Cached(Source):
 
     def signal(self, batch: Batch) -> Signal:
         assert self.reader is not None
-        device = next(item for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, Tensor)).device
+        device = next(item.device for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, Tensor))
         spans = Spans.of(batch) if self.reader.ragged else None
         return self.reader.signal(self._remembered(batch), spans, device)
 
@@ -499,3 +501,7 @@ class Cached(Source):
     def close(self) -> None:
         self.reader = self.rows = None
         self.source.close()
+
+
+def _of_top(top: Sequence[float] | None) -> str:
+    return f"the {top[0]} most probable classes at temperature {top[1]:g}" if top else "all classes"

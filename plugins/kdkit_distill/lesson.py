@@ -200,12 +200,17 @@ class Lesson(TrainPart):
         self.whole_batch = any(each.stage.relational for each in self.techniques)
         self.source = stage.source(context)
         if stage.cache:
-            self.source = Cached(self.source, stage.cache, context.data(stage.data), context, stage.cache_as)
+            self.source = Cached(self.source, stage.cache, context.data(stage.data), context, stage.cache_as, self._top())
         self.capture = Capture()
         self.held = contextlib.ExitStack()
         self.told = False
         self.nan: Tensor | None = None
         self.owners: dict[str, DistillStage] = {}
+
+    def _top(self) -> tuple[int, float] | None:
+        """What a cache may keep of many classes: the most probable, where no technique compares all."""
+        kept = {(getattr(each.stage, "top_k", None), getattr(each.stage, "temperature", 1.0)) for each in self.techniques if each.stage.compares_logits}
+        return kept.pop() if len(kept) == 1 and all(count for count, _ in kept) else None
 
     def open(self, model: nn.Module) -> None:
         if self.stage.control is not None:

@@ -114,13 +114,13 @@ class _Asked:
             self.model = self.held.enter_context(frozen(adopt_teacher(self.given, name)))
         self.layers: tuple[str, ...] = ()
         self.capture = Capture()
-        self.last: tuple[Batch, Signal] | None = None
+        self.last: tuple[Batch, Task, Signal] | None = None
 
     @classmethod
     def of(cls, name: str, context: Context) -> _Asked:
         """The one that the thread has for this teacher, or a new one."""
         given = context.objects.get(name)
-        key = (threading.get_ident(), id(context.task), id(context.original if given is None else given))
+        key = (threading.get_ident(), id(context.original if given is None else given))
         found = cls.of_threads.get(key)
         if found is None:
             found = cls(name, context)
@@ -139,11 +139,11 @@ class _Asked:
 
     @torch.no_grad()
     def signal(self, batch: Batch, task: Task) -> Signal:
-        if self.last is not None and self.last[0] is batch:
-            return self.last[1]
+        if self.last is not None and self.last[0] is batch and self.last[1] is task:
+            return self.last[2]
         output = batch.call(self.model)
         signal = Signal(task.prediction(output, batch), self.capture.take(), output)
-        self.last = (batch, signal) if len(self.users) > 1 else None
+        self.last = (batch, task, signal) if len(self.users) > 1 else None
         return signal
 
     def leave(self, user: Live) -> None:
