@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.tasks import wide
+from kdkit.tasks.contract import wide
 
 Sequence = Literal["text", "patches", "frames"]
 """What tokens are: words, squares of an image, or moments of a sound; it decides what may be done where their numbers differ."""
@@ -146,12 +146,12 @@ def _shortened(tokens: Tensor, length: int) -> Tensor:
 
 def _same_size(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
     """Each dimension of a map pooled to the smaller one's."""
-    size = [min(pair) for pair in zip(one.shape[2:], two.shape[2:], strict=True)]
+    size = min(one.shape[2], two.shape[2]), min(one.shape[3], two.shape[3])
     return _pooled(one, size), _pooled(two, size)
 
 
-def _pooled(feature: Tensor, size: list[int]) -> Tensor:
-    return feature if list(feature.shape[2:]) == size else F.adaptive_avg_pool2d(feature, size)
+def _pooled(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    return feature if feature.shape[2:] == size else F.adaptive_avg_pool2d(feature, size)
 
 
 def _as_map(feature: Tensor, other: Tensor) -> Tensor:

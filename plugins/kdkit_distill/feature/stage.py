@@ -1,15 +1,22 @@
-"""What techniques over layers share: which layers are compared."""
+"""What techniques over layers share: which layers are compared, how their shapes meet, and what of them counts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdkit.contract import param
+from kdkit.data import Batch
+from kdkit.tasks.contract import wide
+from kdkit.training import Step
 from kdkit_distill.lesson import DistillStage
 from kdkit_distill.matching import parsed, suggested
-from kdkit_distill.signals import Pair
+from kdkit_distill.outline import observed
+from kdkit_distill.projections import Projection, matched, sequence_of
+from kdkit_distill.signals import Exchange, Pair
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -23,4 +30,97 @@ class LayerStage(DistillStage):
     count: int | None = param(None, "how many pairs are suggested; as many as the student has to offer when not said", ge=1)
 
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
-        return parsed(self.layers) if self.layers else suggested(student, teacher, context.example, self.match, self.count)
+        pairs = self.named_pairs(student, teacher, context)
+        context.note(f"{self.title} compares {', '.join(map(str, pairs))}")
+        return pairs
+
+    def named_pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
+        """The pairs that were named; otherwise those that are suggested."""
+        if not self.layers:
+            return self.suggested_pairs(student, teacher, context)
+        pairs = parsed(self.layers)
+        for model, names in ((student, [pair.student for pair in pairs]), (teacher, [pair.teacher for pair in pairs])):
+            seen = observed(model, context.example) if model is not None else {}
+            for name in dict.fromkeys(names):
+                if name in seen and seen[name].calls > 1:
+                    context.note(f"layer {name} of {type(model).__name__} runs {seen[name].calls} times in a pass; what it gives last is compared")
+        return pairs
+
+    def suggested_pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
+        """The pairs to compare where none were named."""
+        return suggested(student, teacher, context.example, self.match, self.count)
+
+
+class ProjectedStage(LayerStage):
+    """A technique that compares features of one shape: the student's is projected, by a module that trains beside it."""
+
+    def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
+        sequence = sequence_of(context.example)
+        return nn.ModuleDict({str(number): Projection.between(student, teacher, sequence) for number, (student, teacher) in enumerate(features)})
+
+    def projected(self, seen: Exchange) -> Iterator[tuple[Tensor, Tensor]]:
+        """(student's, teacher's) of one shape for each pair, at least float32."""
+        for key, student, teacher in seen.features():
+            yield seen.modules[key](student, teacher)
+
+
+def placed(seen: Exchange) -> Iterator[tuple[Tensor, Tensor]]:
+    """(student's, teacher's) with as many places for each pair, whatever their widths; at least float32."""
+    for _, student, teacher in seen.features():
+        one, two = matched(wide(student), wide(teacher), sequence_of(seen.step.batch))
+        yield one, two.to(one.dtype)
+
+
+def term_name(kind: str, pair: Pair, seen: Exchange) -> str:
+    """The kind of a pair's term, with its layer where there are several."""
+    return kind if len(seen.pairs) == 1 else f"{kind} {pair.student}"
+
+
+def real_tokens(batch: Batch, tokens: int) -> Tensor | None:
+    """Which of an item's tokens are no padding, (batch, tokens) bool; None where the inputs don't say.
+
+    >>> real_tokens(Batch(kwargs={"attention_mask": torch.tensor([[1, 1, 0]])}), 3)
+    tensor([[ True,  True, False]])
+    """
+    mask = batch.kwargs.get("attention_mask")
+    return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens else None
+
+
+def counted(values: Tensor, step: Step) -> Tensor:
+    """Values of tokens as the loop counts them: (batch, tokens) where the task counts tokens, else an item's mean over real ones.
+
+    Args:
+        values: (batch,), or (batch, tokens); what stands in padding does not matter.
+    """
+    if values.dim() < 2:
+        return values
+    mask = step.task.mask(step.batch)
+    if mask is not None and mask.shape == values.shape:
+        return values
+    return mean_of_real(values, step.batch)
+
+
+def mean_of_real(values: Tensor, batch: Batch) -> Tensor:
+    """The mean over an item's real tokens: (batch, tokens, ...) -> (batch, ...).
+
+    >>> batch = Batch(kwargs={"attention_mask": torch.tensor([[1, 1, 0]])})
+    >>> mean_of_real(torch.tensor([[1.0, 3.0, torch.inf]]), batch)
+    tensor([2.])
+    """
+    real = real_tokens(batch, values.shape[1])
+    if real is None:
+        return values.mean(1)
+    real = real.to(values.device).reshape(*real.shape, *[1] * (values.dim() - 2))
+    return torch.where(real, values, 0.0).sum(1) / real.sum(1).clamp_min(1)
+
+
+def vectors(feature: Tensor, batch: Batch) -> Tensor:
+    """One vector an item: a map's mean over its places, tokens' over the real ones; at least float32.
+
+    Args:
+        feature: (batch, channels, height, width), (batch, tokens, hidden) or (batch, size).
+    """
+    feature = wide(feature)
+    if feature.dim() == 3:
+        return mean_of_real(feature, batch)
+    return feature.flatten(2).mean(2) if feature.dim() > 3 else feature

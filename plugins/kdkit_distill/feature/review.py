@@ -1,0 +1,135 @@
+"""Knowledge review: shallow features of the teacher teach the student's deeper ones, which are fused on the way back.
+
+Chen et al., "Distilling Knowledge via Knowledge Review", 2021 (arXiv:2104.09044).
+
+From the deepest layer to the first, the student's feature is fused with what came from the deeper ones, by weights that are
+learned for each place (ABF), and compared with the teacher's at several scales (HCL): itself, and pooled to 4x4, 2x2 and 1x1
+with weights 1, 1/2, 1/4, 1/8 over their sum.
+
+The authors' fusions hold batch norms; here they are left out, so that an item's value is its own and accumulated batches are the
+same training. Pitfalls: the paper raises the weight over the first 20 epochs (--weight-warmup); the fusions train, and are gone
+afterwards. One pair of layers has nothing to review; it is hints at several scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdkit.errors import KdError
+from kdkit.tasks.contract import wide
+from kdkit.training import Term
+from kdkit_distill.feature.stage import LayerStage, term_name
+from kdkit_distill.projections import matched, matched_shapes, sequence_of
+from kdkit_distill.signals import Exchange
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+MOST_CHANNELS = 512
+SCALES = (4, 2, 1)
+
+
+def hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of two maps at their own size, and pooled to 4x4, 2x2 and 1x1; weights 1, 1/2, 1/4, 1/8 over their sum.
+
+    Args:
+        student: (batch, channels, height, width); computed in float32 at least.
+        teacher: of the same shape. Scales that are not below the height are left out.
+
+    Returns:
+        (batch,).
+
+    >>> hierarchical_distance(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8))
+    tensor([1., 1.])
+    """
+    student = wide(student)
+    teacher = wide(teacher).to(student.dtype)
+    total, weight, held = (student - teacher).square().flatten(1).mean(1), 1.0, 1.0
+    for scale in SCALES:
+        if scale < student.shape[2]:
+            weight /= 2
+            # the mean is linear: pooling the difference is the difference of what is pooled
+            total = total + weight * F.adaptive_avg_pool2d(student - teacher, scale).square().flatten(1).mean(1)
+            held += weight
+    return total / held
+
+
+class Fusion(nn.Module):
+    """A student's map fused with what came from a deeper one (ABF): each place has learned weights for the two.
+
+    Args:
+        inputs: channels of the student's map.
+        middle: channels in which maps are fused.
+        outputs: channels of the teacher's map.
+        deeper: whether there is a deeper one.
+    """
+
+    def __init__(self, inputs: int, middle: int, outputs: int, deeper: bool):
+        super().__init__()
+        self.enter = nn.Conv2d(inputs, middle, 1)
+        self.weigh = nn.Conv2d(2 * middle, 2, 1) if deeper else None
+        self.leave = nn.Conv2d(middle, outputs, 3, padding=1)
+
+    def forward(self, student: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(for the teacher's map, for the next shallower fusion), both of the student's size."""
+        one = self.enter(student)
+        if self.weigh is not None and deeper is not None:
+            two = F.interpolate(deeper, one.shape[2:], mode="nearest")
+            shares = self.weigh(torch.cat([one, two], 1)).sigmoid()
+            one = one * shares[:, :1] + two * shares[:, 1:]
+        return self.leave(one), one
+
+
+class Reviewer(nn.Module):
+    """Fusions for the pairs of a net, which go from the deepest to the first.
+
+    Args:
+        channels: (student's, teacher's) of each pair, in order of depth.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int]]):
+        super().__init__()
+        middle = min(MOST_CHANNELS, channels[-1][0])
+        self.fusions = nn.ModuleList(Fusion(student, middle, teacher, number < len(channels) - 1) for number, (student, teacher) in enumerate(channels))
+
+    def forward(self, students: Sequence[Tensor]) -> list[Tensor]:
+        """What each of the student's maps (in order of depth) has become for the teacher's."""
+        found: list[Tensor] = []
+        deeper: Tensor | None = None
+        for fusion, student in zip(reversed(list(self.fusions)), reversed(students), strict=True):
+            out, deeper = fusion(student, deeper)
+            found.insert(0, out)
+        return found
+
+
+class Review(LayerStage):
+    """Match the teacher's features with fused deeper ones of the student, at several scales (ReviewKD).
+
+    Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of HCL(ABF(f_s, deeper), f_t). For maps; the pairs are
+    reviewed in the order in which they are named, which is that of depth.
+    """
+
+    id: ClassVar[str] = "distill.review"
+
+    def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
+        odd = next((student for student, _ in features if student.dim() != 4), None)
+        if odd is not None:
+            raise KdError(
+                f"{self.title} fuses maps, (batch, channels, height, width), and a feature of the student has shape {tuple(odd.shape)}",
+                "--layers student_layer=teacher_layer names others; for tokens and vectors: distill hints",
+            )
+        shapes = [matched_shapes(tuple(student.shape), tuple(teacher.shape), sequence_of(context.example)) for student, teacher in features]
+        reviewer = Reviewer([(student[1], teacher[1]) for student, teacher in shapes])
+        return nn.ModuleDict({"reviewer": reviewer.to(features[0][0].device, wide(features[0][0]).dtype)})
+
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        both = [(wide(student), wide(teacher)) for _, student, teacher in seen.features()]
+        weights = next(seen.modules.parameters())
+        fused = seen.modules["reviewer"]([student.to(weights.dtype) for student, _ in both])
+        for pair, mine, (_, theirs) in zip(seen.pairs, fused, both, strict=True):
+            yield Term(term_name("review", pair, seen), hierarchical_distance(*matched(wide(mine), theirs, sequence_of(seen.step.batch))))

@@ -1,0 +1,103 @@
+"""Variational information distillation: the student's features tell as much as they can of the teacher's.
+
+Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019 (arXiv:1904.05835).
+
+A lower bound of the mutual information of two features: the teacher's is taken for normal, its mean predicted from the
+student's, with a variance for each channel that is learned too. A channel that the student can't predict gets a large variance,
+and so little weight.
+
+Pitfalls: the value may be negative, and is not zero for equal features; at its optimum it is half the log of the variance
+that is left. Mean and variance train beside the student and are gone afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdkit.tasks.contract import wide
+from kdkit.training import Term
+from kdkit_distill.feature.stage import LayerStage, counted, term_name
+from kdkit_distill.projections import Sequence, matched, matched_shapes, sequence_of
+from kdkit_distill.signals import Exchange
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+LEAST_VARIANCE = 1e-5
+BEGINNING_VARIANCE = 5.0
+
+
+def surprise(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
+    """½ [(mean - teacher)² / variance + log variance]: -log of a normal density, but for a constant.
+
+    Args:
+        mean: (batch, channels, height, width), (batch, tokens, hidden) or (batch, size); computed in float32 at least.
+        variance: (channels,), above 0.
+        teacher: as `mean`.
+
+    Returns:
+        (batch,), the mean over all of a map; for tokens (batch, tokens).
+
+    >>> surprise(torch.zeros(2, 3), torch.ones(3), torch.ones(2, 3))
+    tensor([0.5000, 0.5000])
+    """
+    mean, variance = wide(mean), wide(variance)
+    spread = variance[:, None, None] if mean.dim() == 4 else variance
+    values = 0.5 * ((mean - wide(teacher).to(mean.dtype)).square() / spread + spread.log())
+    return values.mean(-1) if values.dim() == 3 else values.flatten(1).mean(1)
+
+
+class Prediction(nn.Module):
+    """A teacher's feature as a student's predicts it: a mean by three 1x1 convolutions, or linears, and a variance a channel.
+
+    Args:
+        student, teacher: shapes, as for `Projection`.
+        sequence: what tokens are.
+    """
+
+    def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...], sequence: Sequence = "text"):
+        super().__init__()
+        self.sequence = sequence
+        one, two = matched_shapes(student, teacher, sequence)
+        width, wanted = (shape[1] if len(shape) == 4 else shape[-1] for shape in (one, two))
+
+        def mix(inputs: int) -> nn.Module:
+            return nn.Conv2d(inputs, wanted, 1, bias=False) if len(one) == 4 else nn.Linear(inputs, wanted, bias=False)
+
+        self.mean = nn.Sequential(mix(width), nn.ReLU(), mix(wanted), nn.ReLU(), mix(wanted))
+        self.scale = nn.Parameter(torch.full((wanted,), math.log(math.expm1(BEGINNING_VARIANCE - LEAST_VARIANCE))))
+
+    @property
+    def variance(self) -> Tensor:
+        """(channels,)."""
+        return F.softplus(self.scale) + LEAST_VARIANCE
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """How surprising the teacher's feature is: see `surprise`."""
+        one, two = matched(wide(student), wide(teacher), self.sequence)
+        return surprise(self.mean(one.to(self.scale.dtype)), self.variance, two)
+
+
+class Variational(LayerStage):
+    """Tell as much of the teacher's features as can be told (VID).
+
+    Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of mean ½ [(mu(f_s) - f_t)² / v + log v], with mu three
+    1x1 convolutions and v a variance a channel, which begins at 5; both train beside the student. It may be negative.
+    """
+
+    id: ClassVar[str] = "distill.variational"
+
+    def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
+        sequence = sequence_of(context.example)
+        made = [Prediction(tuple(student.shape), tuple(teacher.shape), sequence).to(student.device, wide(student).dtype) for student, teacher in features]
+        return nn.ModuleDict({str(number): module for number, module in enumerate(made)})
+
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        for pair, (key, student, teacher) in zip(seen.pairs, seen.features(), strict=True):
+            yield Term(term_name("variational", pair, seen), counted(seen.modules[key](student, teacher), seen.step))
