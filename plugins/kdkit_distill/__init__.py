@@ -11,6 +11,11 @@ from kdkit.contract import Stage
 @hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
     """The family's techniques."""
+    from kdkit_distill.feature.attention import Attention
+    from kdkit_distill.feature.contrast import Contrast
+    from kdkit_distill.feature.hints import Hints
+    from kdkit_distill.feature.review import Review
+    from kdkit_distill.feature.variational import Variational
     from kdkit_distill.relation.correlation_congruence import CorrelationCongruence
     from kdkit_distill.relation.flow import Flow
     from kdkit_distill.relation.probability import Probability
@@ -53,4 +58,9 @@ def kdkit_stages() -> Iterable[type[Stage]]:
         DistilBert,
         Layers,
         MiniLM,
+        Hints,
+        Attention,
+        Variational,
+        Contrast,
+        Review,
     ]
