@@ -13,12 +13,13 @@ from kdkit.errors import KdError, did_you_mean
 from kdkit.hookspecs import hookimpl
 from kdkit.tasks.classes import CausalLM, Classification, MultiLabel, TokenClassification
 from kdkit.tasks.contract import IGNORED, Call, Task, tensor_of, wide
+from kdkit.tasks.ctc import CTC
 from kdkit.tasks.given import LOWER, given
 from kdkit.tasks.guess import guess_task
 from kdkit.tasks.numbers import Embedding, Regression, cosine, mean_pooled, nearest
 
 __all__ = [
-    "IGNORED", "LOWER", "Call", "CausalLM", "Classification", "Embedding", "MultiLabel", "Regression", "Task", "TokenClassification",
+    "CTC", "IGNORED", "LOWER", "Call", "CausalLM", "Classification", "Embedding", "MultiLabel", "Regression", "Task", "TokenClassification",
     "cosine", "guess_task", "kdkit_tasks", "mean_pooled", "nearest", "task", "tasks", "tensor_of", "wide",
 ]  # fmt: skip
 
@@ -26,7 +27,7 @@ __all__ = [
 @hookimpl
 def kdkit_tasks() -> Iterable[Task]:
     """The kit's own tasks."""
-    return [Classification(), TokenClassification(), MultiLabel(), Regression(), Embedding(), CausalLM()]
+    return [Classification(), TokenClassification(), MultiLabel(), Regression(), Embedding(), CausalLM(), CTC()]
 
 
 def tasks() -> dict[str, Task]:

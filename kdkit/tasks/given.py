@@ -145,7 +145,7 @@ def called(function: Callable) -> str:
     return getattr(function, "__name__", type(function).__name__).strip("<>")
 
 
-LOWER = {"loss", "error", "err", "mse", "mae", "rmse", "mape", "perplexity", "ppl", "wer", "cer", "distance", "deviance", "divergence", "nll", "brier"}
+LOWER = {"loss", "error", "err", "mse", "mae", "rmse", "mape", "perplexity", "ppl", "wer", "cer", "distance", "deviance", "divergence", "nll", "brier", "unalignable"}
 """Words in a metric's name that say that less is better."""
 
 

@@ -13,6 +13,7 @@ from kdkit.data import Batch, try_call
 from kdkit.errors import KdError
 from kdkit.tasks.classes import CausalLM, Classification, MultiLabel, TokenClassification
 from kdkit.tasks.contract import Task, tensor_of
+from kdkit.tasks.ctc import CTC
 from kdkit.tasks.numbers import Embedding, Regression
 
 CHANGE = "; say --task if it is something else"
@@ -44,6 +45,10 @@ def _by_name(model: nn.Module, batch: Batch) -> tuple[Task, str] | None:
         return CausalLM(), f"{name} predicts the next token"
     if re.search("ForMaskedLM$|ForTokenClassification$|ForSemanticSegmentation$", name):
         return TokenClassification(), f"{name} classifies every position"
+    if re.search("ForCTC$", name):
+        blank = getattr(config, "pad_token_id", None) or 0
+        frames = getattr(model, "_get_feat_extract_output_lengths", None)
+        return (CTC(blank=blank, frames=frames) if callable(frames) else CTC(blank=blank)), f"{name} spells out frames; its blank is {blank}"
     if not re.search("For(Sequence|Image|Audio|Video)Classification$", name):
         return None
     problem = getattr(config, "problem_type", None)
