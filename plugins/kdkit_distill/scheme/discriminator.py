@@ -79,13 +79,13 @@ class Discriminator(LayerStage):
     Loss per item: [-log(1 - D(s)) - log D(t)] / 2, where D learns to make it small; a gradient reversal layer before D lets the
     student learn to make it great, --reversal times as hard. At log 2 = 0.693 they can't be told apart.
 
-    s and t are features (--on features: the last layers unless --layers names others, pooled over places and tokens) or logits.
+    s and t are features (--signal features: the last layers unless --layers names others, pooled over places and tokens) or logits.
     The figure told_apart is D's accuracy, shown live and in the notes: 1 at first, and 0.5 where it can only guess.
     """
 
     id: ClassVar[str] = "distill.discriminator"
 
-    on: Literal["features", "logits"] = param("features", "what the discriminator looks at")
+    signal: Literal["features", "logits"] = param("features", "what the discriminator looks at")
     alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.1, 0.9))
     match: Literal["uniform", "last"] = param("last", "which layers are suggested: spread over both nets, or the last ones")
     count: int | None = param(1, "how many pairs are suggested; as many as the student has to offer when not said", ge=1)
@@ -93,27 +93,27 @@ class Discriminator(LayerStage):
     reversal: float = param(1.0, "how hard the student pulls, against the discriminator's own learning", gt=0, search=(0.1, 1.0))
 
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
-        return super().pairs(student, teacher, context) if self.on == "features" else ()
+        return super().pairs(student, teacher, context) if self.signal == "features" else ()
 
     def unsuited(self, task: Task) -> str:
         classes = isinstance(task, Classification)
-        return "" if self.on == "features" or classes else "with --on logits it looks at scores of classes; --on features works for any task"
+        return "" if self.signal == "features" or classes else "with --signal logits it looks at scores of classes; --signal features works for any task"
 
     def unfit(self, student: Signal, teacher: Signal) -> str:
-        if self.on == "features" or student.logits.shape == teacher.dense.shape:
+        if self.signal == "features" or student.logits.shape == teacher.dense.shape:
             return ""
-        return f"the student's logits have shape {tuple(student.logits.shape)} and the teacher's {tuple(teacher.dense.shape)}; --on features can bridge sizes"
+        return f"the student's logits have shape {tuple(student.logits.shape)} and the teacher's {tuple(teacher.dense.shape)}; --signal features can bridge sizes"
 
     def beside(self, student: Signal, teacher: Signal, pairs: tuple[Pair, ...], context: Context) -> nn.ModuleDict:
-        if self.on == "logits":
+        if self.signal == "logits":
             return nn.ModuleDict({"logits": Judge(student.logits.shape[-1], teacher.dense.shape[-1], self.hidden)})
         sizes = [(_width(student.features[pair.student]), _width(teacher.features[pair.teacher])) for pair in pairs]
         return nn.ModuleDict({str(number): Judge(*each, self.hidden) for number, each in enumerate(sizes)})
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
-        signals = seen.features() if self.on == "features" else [("logits", seen.student.logits, seen.teacher.dense)]
+        signals = seen.features() if self.signal == "features" else [("logits", seen.student.logits, seen.teacher.dense)]
         for key, student, teacher in signals:
-            if self.on == "features":
+            if self.signal == "features":
                 student, teacher = vectors(student, seen.step.batch), vectors(teacher, seen.step.batch)
             scores = seen.modules[key](reversed_gradient(wide(student), self.reversal), wide(teacher))
             suffix = f" {seen.pairs[int(key)]}" if len(seen.pairs) > 1 else ""
