@@ -187,6 +187,8 @@ class Stage(Settings):
     """Whether leaving the model as it was is a result; otherwise it is an error."""
     keeps_output: ClassVar[bool] = True
     """Whether the outputs keep their structure and shapes; the kit checks it on the example batch."""
+    sample_options: ClassVar[str] = ""
+    """What the example line of `help` says too, beside the first option: such as what an honest trial wants."""
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
         """Do the work on `model`, a private copy, and return it, or another model; None stands for the copy."""

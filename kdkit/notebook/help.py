@@ -120,7 +120,7 @@ def sample(stage: type[Stage]) -> str:
         for name, field in stage.model_fields.items()
         if field.is_required()
     ]
-    return given or " ".join(["%kd", *stage.id.split(".", 1), *(required or _first(stage))])
+    return given or " ".join(["%kd", *stage.id.split(".", 1), *(required or _first(stage)), *stage.sample_options.split()])
 
 
 def _first(stage: type[Stage]) -> list[str]:

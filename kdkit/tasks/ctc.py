@@ -86,7 +86,9 @@ class CTC(TokenClassification):
         return self._normalized(logits, labels, lengths, targets)
 
     def _normalized(self, logits: Tensor, labels: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        said = wide(logits).log_softmax(-1).transpose(0, 1)
+        inside = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
+        # what stands in the padding may be infinite, and must not reach the gradient
+        said = wide(torch.where(inside[..., None], logits, 0.0)).log_softmax(-1).transpose(0, 1)
         real = labels != IGNORED
         summed = F.ctc_loss(said, labels.masked_fill(~real, self._filler(logits)), lengths, targets, blank=self.blank, reduction="none", zero_infinity=True)
         return torch.where((_needed(labels) <= lengths) & (targets > 0), summed / targets.clamp_min(1), 0.0)

@@ -61,6 +61,8 @@ class DistillStage(TrainStage):
     # a student of its own may return its outputs in another form; the lesson itself compares what both say
     keeps_output = False
 
+    sample_options: ClassVar[str] = "--control train"
+
     compares_logits: ClassVar[bool] = False
     """Whether the terms set logits side by side, so that both must know the same classes."""
     relational: ClassVar[bool] = False
