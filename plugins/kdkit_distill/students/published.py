@@ -53,8 +53,8 @@ def efficientnet_b0(classes: int = 1000, channels: int = 3, width: float = 1.0, 
 def _loosened(net: nn.Module, size: int) -> nn.Module:
     """The net with the strides that fit the size of its images; padding follows from the strides."""
     halving = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)]
-    for module, stride in zip(halving, strides(len(halving), size), strict=True):
-        module.stride = (stride, stride)
+    for convolution, stride in zip(halving, strides(len(halving), size), strict=True):
+        convolution.stride = (stride, stride)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = MOMENTUM
