@@ -229,7 +229,7 @@ def _key(index: int, name: str, left: float, y: float) -> Iterator[str]:
 
 def _cell(x: float, y: float, width: float, height: float, value: float | None, top: float, where: str) -> Iterator[str]:
     # the root, so that one large number does not bleach the rest
-    share = math.sqrt((value or 0.0) / top) if top > 0 else 0.0
+    share = math.sqrt(max(value or 0.0, 0.0) / top) if top > 0 else 0.0
     yield (
         f'<rect x="{_n(x)}" y="{_n(y)}" width="{_n(width - 1)}" height="{_n(height - 1)}" stroke="currentColor" stroke-opacity=".12" '
         f'style="fill:var(--kd-heat,{COLOURS[0]});fill-opacity:{0.06 + 0.52 * share if share > 0 else 0:.2f}"><title>{escape(where)}: {_tick(value)}</title></rect>'

@@ -27,13 +27,13 @@ class Curve:
     validation: Mapping[str, Points] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, told: Iterable[tuple[int, Mapping[str, float]]]) -> Curve:
+    def of(cls, told: Iterable[tuple[float, Mapping[str, float]]]) -> Curve:
         """From what a training told: (steps done, figures); the learning rate is left out.
 
         >>> Curve.of([(1, {"loss": 2.0, "learning_rate": 0.1}), (2, {"loss": 1.0, "validation_accuracy": 0.5})]).validation
         {'validation_accuracy': ((2, 0.5),)}
         """
-        found: dict[str, list[tuple[int, float]]] = {}
+        found: dict[str, list[tuple[float, float]]] = {}
         for step, figures in told:
             for name, figure in figures.items():
                 if name != "learning_rate":

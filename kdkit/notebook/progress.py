@@ -111,14 +111,14 @@ class Bar:
         self._shown = False
         self._now, self._due = now, float("-inf")
         self._stage = ""
-        self._told: list[tuple[int, Mapping[str, float]]] = []
+        self._told: list[tuple[float, Mapping[str, float]]] = []
 
     def hear(self, progress: Progress) -> None:
         """Take in a message, whether or not it is shown; one of another stage begins new curves."""
         if progress.stage != self._stage or (self._told and progress.done < self._told[-1][0]):
             self._stage, self._told, self._chart.value = progress.stage, [], ""
         if progress.figures:
-            self._told.append((int(progress.done), progress.figures))
+            self._told.append((progress.done, progress.figures))
 
     def show(self, progress: Progress, text: str) -> None:
         if not self._shown:
