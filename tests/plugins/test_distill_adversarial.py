@@ -348,7 +348,7 @@ def stripes(items: int, seed: int) -> tuple[Tensor, Tensor]:
     y = torch.randint(0, 2, (items,), generator=random)
     sign = (2.0 * y - 1)[:, None]
     weak = 0.5 + 0.05 * sign + 0.02 * torch.randn(items, 31, generator=random)
-    strong = 0.5 + 0.3 * sign * (torch.rand(items, 1, generator=random) < 0.95).float()
+    strong = 0.5 + 0.3 * sign * (torch.rand(items, 1, generator=random) < 0.85).float()
     return torch.cat([strong, weak], 1).clamp(0, 1), y
 
 
@@ -363,7 +363,7 @@ def test_a_student_of_a_robust_teacher_withstands_attacks_that_break_one_trained
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
 
-    options: dict[str, Any] = {"epochs": 10, "learning_rate": 0.01}
+    options: dict[str, Any] = {"epochs": 20, "learning_rate": 0.02}
     plain = fit(student(), [Finetune(**options)], context(data))
     taught = fit(student(), [Adversarial(epsilon=0.15, attack_step=0.04, attack_steps=5, measure=0, **options)], context(data, robust))
     test = adopt_data(stripes(256, 1), 64)
@@ -371,5 +371,5 @@ def test_a_student_of_a_robust_teacher_withstands_attacks_that_break_one_trained
     for model in (plain, taught):
         with frozen(model):
             found.append(robust_accuracy(lambda batch, model=model: batch.call(model), test, threat)["robust"])
-    assert found[0] < 0.6
-    assert found[1] > 0.9
+    assert found[0] < 0.5
+    assert found[1] > 0.8
