@@ -1,0 +1,85 @@
+"""What tests of feature techniques share: short trainings on the zoo, and prints of models to compare."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.context import Context
+from kdkit.data import Batch, Data, adopt_data
+from kdkit.tasks import Classification, Task
+from kdkit.training import fit
+from kdkit_distill.lesson import DistillStage
+from tests import zoo
+
+
+def numbers(*shape: int, seed: int = 0, spread: float = 1.0) -> Tensor:
+    """Normal float64 numbers."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def context(data: Any, teacher: nn.Module | None, task: Task | None = None, **objects: Any) -> Context:
+    """A run's context with these data to train on."""
+    train = data if isinstance(data, Data) else adopt_data(data, 16)
+    return Context(task or Classification(), objects={"train": train, "teacher": teacher, **objects}, original=teacher)
+
+
+def of_zoo(name: str, items: int = 32) -> Data:
+    """Labelled data for a net of the zoo, whose items have numbers."""
+    found = zoo.batch(name, items)
+    rows = [{**{key: item[row] for key, item in found.kwargs.items()}, "labels": found.labels[row]} for row in range(items)]
+    return adopt_data((found.args[0], found.labels) if found.args else rows, 16)
+
+
+def taught(stage: DistillStage, student: nn.Module, run: Context) -> list[dict[str, float]]:
+    """Train the student, and return the figures that the loop told, first to last."""
+    seen: list[dict[str, float]] = []
+    run.observe = lambda progress: seen.append(dict(progress.figures))
+    fit(student, [stage], run)
+    return seen
+
+
+def weights(model: nn.Module) -> Tensor:
+    """All of a model's numbers in one row, float64."""
+    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
+
+
+def fingerprint(model: nn.Module) -> tuple:
+    """Weights and buffers to the bit, modes, flags, gradients, hooks."""
+    state = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())).hexdigest()
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+    flags = [(weight.requires_grad, weight.grad) for weight in model.parameters()]
+    return state, [module.training for module in model.modules()], flags, hooks
+
+
+class InOrder(Data):
+    """Batches in a fixed order."""
+
+    def batches(self, shuffle: bool = False, seed: int | None = None, batch_size: int | None = None) -> Iterator[Batch]:
+        return super().batches(False, 0, None)
+
+
+def sentences(padding: int = 0, cuts: tuple[int, ...] = (), labels: bool = True) -> Data:
+    """Eight sentences of several lengths for tiny_bert, padded further, in batches cut there."""
+    lengths, random = torch.tensor([7, 3, 5, 2, 6, 7, 2, 4]), torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, zoo.VOCABULARY, (8, 7), generator=random)
+    mask = torch.arange(7 + padding)[None] < lengths[:, None]
+    inputs = {"input_ids": nn.functional.pad(tokens, (0, padding), value=9) * mask, "attention_mask": mask.long()}
+    whole = Batch((), inputs, torch.tensor([0, 1] * 4) if labels else None)
+    return InOrder(lambda: [whole[start:stop] for start, stop in zip((0, *cuts), (*cuts, 8), strict=True)], "sentences", 8)
+
+
+def bert(seed: int) -> nn.Module:
+    """tiny_bert in float64 with weights of its own and without dropout."""
+    model = zoo.tiny_bert().double()
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            weight += 0.1 * numbers(*weight.shape, seed=1000 * seed + number)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
