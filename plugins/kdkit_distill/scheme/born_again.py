@@ -110,7 +110,8 @@ def reborn(model: nn.Module, context: Context, seed: int) -> nn.Module:
         KdError: none of its modules can be reset.
     """
     fresh = private_copy(model)
-    with seeded(seed):
+    # not the number itself: a net made under manual_seed(0) would come back as it once began
+    with seeded((seed * 1_000_003 + 0x5EED) % 2**32):
         drawn = _from_config(model)
         if drawn is not None:
             fresh.load_state_dict(drawn.state_dict())
