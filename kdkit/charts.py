@@ -23,6 +23,7 @@ _NAME = 30
 _LETTER = 6.2
 """Width of a letter, in pixels, at the size of a chart's text."""
 _LINE = 18
+_HUGE = 1e150
 
 Points = Sequence[tuple[float, float | None]]
 """(x, y) from left to right; a y of None, nan or infinity leaves a gap."""
@@ -139,16 +140,15 @@ class _Scale:
         low, high = min(values, default=1.0), max(values, default=1.0)
         if log:
             spare = (high / low) ** 0.04 if high > low else 3.0
-            return cls(max(low / spare, 5e-324), min(high * spare, 1e308), log, start, end)
-        spare = (high / 2 - low / 2) * 0.08 or abs(low) * 0.1 or 1.0
+            return cls(low / spare, high * spare, log, start, end)
+        spare = (high - low) * 0.04 or abs(low) * 0.1 or 1.0
         # a loss never goes below zero, and a picture of it should not either
-        return cls(low - spare if low < 0 or low > 2 * spare else 0.0, min(high + spare, 1.7e308), log, start, end)
+        return cls(low - spare if low < 0 or low > 2 * spare else 0.0, high + spare, log, start, end)
 
     def at(self, value: float) -> float:
         """The pixel of a value."""
         low, high, value = (math.log(each) for each in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        # halves, as the difference of two huge floats may be infinite
-        share = (value / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.5
+        share = (value - low) / (high - low) if high > low else 0.5
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
@@ -164,7 +164,7 @@ class _Scale:
                 if len(powers) > 1
                 else [mantissa * 10.0**power for power in range(first - 1, last + 1) for mantissa in (1, 2, 5) if self.low <= mantissa * 10.0**power <= self.high]
             )
-        rough = (self.high / 4 - self.low / 4) or self.high
+        rough = (self.high - self.low) / 4
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next((unit * factor for factor in (1, 2, 2.5, 5) if unit * factor >= rough), unit * 10)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
@@ -284,11 +284,14 @@ def _height(point: tuple[float, float | None]) -> float:
 
 
 def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+    """None for what has no place on an axis; the very ends of what a float can hold are no places either."""
+    if value is None or not abs(value) < _HUGE:
+        return None
+    return float(value) if abs(value) > 1 / _HUGE else 0.0
 
 
 def _tick(value: float | None) -> str:
-    return "0" if value is not None and abs(value) < 1e-300 else number(value)
+    return number(value)
 
 
 def _n(pixel: float) -> str:
