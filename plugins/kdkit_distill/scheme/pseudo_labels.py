@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kdkit.contract import Needs, param
 from kdkit.data import Batch, Data
+from kdkit.data.sets import own_randomness
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Task
 from kdkit.tasks.classes import cross_entropy
@@ -177,7 +178,9 @@ class Cycle:
         self.batches: Iterator[Batch] = iter(())
 
     def _pass(self, number: int) -> Iterator[Batch]:
-        return self.data.batches(shuffle=True, seed=(self.seed * 1_000_003 + number) % 2**32, batch_size=self.batch_size)
+        seed = (self.seed * 1_000_003 + number) % 2**32
+        # augmentation must not draw from the training's generators: a resumed one goes through other batches to get here
+        return own_randomness(lambda: self.data.batches(shuffle=True, seed=seed, batch_size=self.batch_size), seed)
 
     def at(self, step: int) -> Batch:
         """The batch of a step; steps in order cost nothing, others a pass over those before them."""
