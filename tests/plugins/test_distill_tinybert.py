@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -252,6 +253,7 @@ def test_its_terms_are_the_formulas_over_what_transformers_gives() -> None:
     student, teacher, batch = bert(1, 2), bert(0, 4), sentences()
     mine, theirs = attended(student, batch), attended(teacher, batch)
     real = batch.kwargs["attention_mask"].bool()
+    start = copy.deepcopy(student)
     figures = curve(Layers(steps=1), student, context(teacher))[0]
 
     def states(one: Tensor, two: Tensor) -> float:
@@ -260,6 +262,18 @@ def test_its_terms_are_the_formulas_over_what_transformers_gives() -> None:
     assert figures["embeddings"] == pytest.approx(states(mine.hidden_states[0], theirs.hidden_states[0]), rel=1e-4)
     hidden = states(mine.hidden_states[1], theirs.hidden_states[2]) + states(mine.hidden_states[2], theirs.hidden_states[4])
     assert figures["hidden"] == pytest.approx(hidden, rel=1e-4)
+
+    @torch.no_grad()
+    def scores(model: nn.Module, states: Tensor, block: int) -> Tensor:
+        self = model.bert.encoder.layer[block].attention.self
+        query, key = (linear(states).unflatten(-1, (4, 8)).transpose(1, 2) for linear in (self.query, self.key))
+        return query @ key.mT / 8**0.5
+
+    attention = 0.0
+    for one, two in ((0, 1), (1, 3)):
+        squares = (scores(start, mine.hidden_states[one], one) - scores(teacher, theirs.hidden_states[two], two)).pow(2)
+        attention += sum(float(squares[item][:, keep][:, :, keep].mean()) for item, keep in enumerate(real)) / 8
+    assert figures["attention"] == pytest.approx(attention, rel=1e-4)
     soft = nn.functional.kl_div(mine.logits.log_softmax(-1), theirs.logits.log_softmax(-1), reduction="batchmean", log_target=True)
     assert figures["prediction"] == pytest.approx(float(soft), rel=1e-4)
     assert figures["loss"] == pytest.approx(sum(figures[name] for name in ("embeddings", "hidden", "attention", "prediction")), rel=1e-4)
