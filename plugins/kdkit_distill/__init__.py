@@ -29,6 +29,9 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_distill.scheme.assistant import Assistant
     from kdkit_distill.scheme.born_again import BornAgain
     from kdkit_distill.scheme.discriminator import Discriminator
+    from kdkit_distill.scheme.ensemble import EnsembleOfTeachers
+    from kdkit_distill.scheme.merge import Merge
+    from kdkit_distill.scheme.multi_task import MultiTask
     from kdkit_distill.scheme.mutual import Mutual
     from kdkit_distill.scheme.pseudo_labels import PseudoLabels
     from kdkit_distill.scheme.self_taught import SelfTaught
@@ -52,6 +55,9 @@ def kdkit_stages() -> Iterable[type[Stage]]:
         Similarity,
         Adversarial,
         Discriminator,
+        EnsembleOfTeachers,
+        Merge,
+        MultiTask,
         Mutual,
         PseudoLabels,
         SelfTaught,

@@ -8,10 +8,10 @@ import re
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.data import Batch
 from kdkit.errors import KdError
@@ -172,3 +172,59 @@ def recognised(model: nn.Module) -> str:
         told = re.sub(r" at 0x[0-9a-f]+", "", f"{name} {type(module).__qualname__} {module.extra_repr()} {sorted(plain.items())}")
         found.update(told.encode())
     return found.hexdigest()
+
+
+class Several(Source):
+    """Several teachers at once, whose answers a subclass joins to one.
+
+    Args:
+        names: of the teachers in the session.
+        context: of the run.
+    """
+
+    def __init__(self, names: Sequence[str], context: Context):
+        self.names = tuple(names)
+        self.lives = [Live(name, context) for name in names]
+        self.task: Task = context.task
+
+    def open(self, device: torch.device, layers: Sequence[str] = ()) -> None:
+        if layers:
+            raise KdError(
+                f"several teachers have no layer {layers[0]!r} in common to learn from",
+                f"learn from the layers of one in the same loop: put a technique with --teacher {self.names[0]} beside it, in a together: group",
+            )
+        for live in self.lives:
+            live.open(device)
+
+    def signal(self, batch: Batch) -> Signal:
+        return self.joined([live.signal(batch) for live in self.lives], batch)
+
+    def joined(self, signals: Sequence[Signal], batch: Batch) -> Signal:
+        """One signal of the teachers' signals, in the order of their names."""
+        raise NotImplementedError
+
+    def settings(self) -> str:
+        """What the joined answer depends on beside the teachers and the inputs."""
+        return ""
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for live in self.lives:
+                stack.callback(live.close)
+
+    def identity(self) -> str:
+        told = [type(self).__qualname__, self.settings(), *(live.identity() for live in self.lives)]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+class Panel(nn.Module):
+    """Several teachers as one model, to be measured like any."""
+
+    def __init__(self, source: Several):
+        super().__init__()
+        self.source = source
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        logits = self.source.signal(Batch(args, kwargs)).dense
+        return logits.softmax(-1) if getattr(self.source.task, "probabilities", False) else logits

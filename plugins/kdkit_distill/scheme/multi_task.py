@@ -1,0 +1,117 @@
+"""Several tasks at once: a student of several heads, each taught by a teacher of its own.
+
+Liu, He, Chen, Gao, "Improving Multi-Task Deep Neural Networks via Knowledge Distillation for Natural Language Understanding",
+2019 (arXiv:1904.09482). The heads share what lies below them, so a task of few items gains from the others; where one head
+wins at the cost of another, --weights is what balances them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from kdkit.contract import param
+from kdkit.data import Batch
+from kdkit.errors import KdError, did_you_mean
+from kdkit.training import Term
+from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.stage import ResponseStage
+from kdkit_distill.scheme.ensemble import refuse, teachers_faults
+from kdkit_distill.signals import Exchange, Signal
+from kdkit_distill.sources import Several, Source
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+
+def head_of(output: Any, head: str) -> Tensor:
+    """One head of what a model returned: by name in a mapping or an output object, by number in a tuple or list.
+
+    Raises:
+        KdError: it has no such head.
+
+    >>> import torch
+    >>> head_of({"colour": torch.zeros(2, 3)}, "colour").shape, head_of((torch.zeros(2, 3), torch.zeros(2, 5)), "1").shape
+    (torch.Size([2, 3]), torch.Size([2, 5]))
+    """
+    named = _heads(output)
+    found = named.get(head)
+    if not isinstance(found, Tensor):
+        told = f"its heads: {', '.join(named) or 'none, only one answer'}"
+        raise KdError(f"the student has no head {head!r}", did_you_mean(head, named), told, "its forward returns a dict or tuple of heads; --heads names them")
+    return found
+
+
+def _heads(output: Any) -> dict[str, Any]:
+    if isinstance(output, Mapping):
+        return {str(name): value for name, value in output.items()}
+    if isinstance(output, list | tuple):
+        return {str(index): value for index, value in enumerate(output)} | (output._asdict() if hasattr(output, "_asdict") else {})
+    return {} if isinstance(output, Tensor) else {name: value for name, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)}
+
+
+class Heads(Several):
+    """Each teacher's answer, under the name of its head among the features."""
+
+    def __init__(self, names: Sequence[str], heads: Sequence[str], context: Context):
+        super().__init__(names, context)
+        self.heads = tuple(heads)
+
+    def settings(self) -> str:
+        return str(self.heads)
+
+    def joined(self, signals: Sequence[Signal], batch: Batch) -> Signal:
+        return Signal(signals[0].logits, dict(zip(self.heads, (signal.dense for signal in signals), strict=True)))
+
+
+class MultiTask(ResponseStage):
+    """Teach each head of a student by a teacher of its own.
+
+    Loss per item: Σ_k w_k · T² · KL(softmax(z_k / T) ‖ softmax(student's head k / T)). The student returns a dict or a tuple
+    of heads. Labels are left out unless --labels asks for the task's own loss, on the head that the task reads.
+    """
+
+    id: ClassVar[str] = "distill.multi-task"
+    compares_logits: ClassVar[bool] = False
+
+    teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
+    heads: tuple[str, ...] = param((), "the student's head for each teacher: keys of the dict, or numbers of the tuple, it returns; 0 1 ... when not said")
+    weights: tuple[float, ...] = param((), "of the heads, in their order; all 1 when not said")
+    labels: bool = param(False, "learn from labels too, with the task's own loss")
+
+    def references(self) -> Iterator[tuple[str, str, str]]:
+        yield from (each for each in super().references() if each[0] != "teacher")
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        yield from teachers_faults(self.teachers, self.teacher)
+        if self.heads and len(set(self.heads)) != len(self.teachers):
+            yield f"--heads wants a head a teacher, each another: {len(self.teachers)} teachers"
+        if self.weights and (len(self.weights) != len(self.teachers) or min(self.weights) < 0 or not sum(self.weights)):
+            yield f"--weights wants a number a teacher, none negative and not all 0: {len(self.teachers)} teachers"
+
+    @property
+    def named_heads(self) -> tuple[str, ...]:
+        """The heads, in the order of the teachers."""
+        return self.heads or tuple(map(str, range(len(self.teachers))))
+
+    def source(self, context: Context) -> Source:
+        refuse(self)
+        return Heads(self.teachers, self.named_heads, context)
+
+    def unfit(self, student: Signal, teacher: Signal) -> str:
+        for name, head in zip(self.teachers, self.named_heads, strict=True):
+            said, asked = head_of(student.output, head), teacher.features[head]
+            # a single logit stands for two
+            known = 2 if said.ndim == 1 or said.shape[-1] == 1 else said.shape[-1]
+            if known != asked.shape[-1]:
+                return f"head {head!r} of the student has {known} classes, its teacher {name} {asked.shape[-1]}; both must know the same classes"
+        return ""
+
+    def terms(self, seen: Exchange) -> Iterable[Term]:
+        temperature = self.temperature_at(seen.step.progress)
+        for head, weight in zip(self.named_heads, self.weights or [1.0] * len(self.teachers), strict=True):
+            said = seen.step.task.prediction(head_of(seen.student.output, head), seen.step.batch)
+            yield Term(f"head {head}", soft_labels(said, seen.teacher.features[head], temperature), weight)

@@ -1,0 +1,96 @@
+"""What a cached epoch costs: ResNet-56 teaches ResNet-20 on CIFAR-10 images, live, from a cache, and labels alone, in turn.
+
+    python -m tests.benchmarks.bench_teacher_cache [--rounds 7] [--items 1280]
+
+Goals: a cached epoch <= 0.58 of an uncached one, and <= 1.05 of one without a teacher. Each round trains a fresh student for one
+epoch in each of the three ways, one after another; counted is CPU time of the whole fit, opening the cache and recognising the
+teacher included. The file is filled once before, which is told apart. Nothing here asserts a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kdkit.context import Context
+from kdkit.contract import TrainStage
+from kdkit.data import Data, adopt_data
+from kdkit.tasks import Classification
+from kdkit.training import fit
+from kdkit_distill.cache import Cached
+from kdkit_distill.response.soft import Soft
+from kdkit_distill.sources import Live
+from kdkit_tune.finetune import Finetune
+from tests.benchmarks.real_data import absent, cifar, cifar_resnet, fresh_resnet
+from tests.benchmarks.timing import keep
+
+BATCH, SEED = 64, 0
+
+
+def seconds(stage: TrainStage, data: Data, teacher: torch.nn.Module) -> float:
+    """CPU seconds of one training."""
+    context = Context(Classification(), seed=SEED, objects={"train": data, "teacher": teacher})
+    student = fresh_resnet(20, SEED)
+    began = time.process_time()
+    fit(student, [stage], context)
+    return time.process_time() - began
+
+
+def lookups(data: Data, teacher: torch.nn.Module, path: str) -> tuple[float, float]:
+    """CPU milliseconds to find and read the answers to a batch: by content, and by numbers once these are known."""
+    context = Context(Classification(), objects={"train": data, "teacher": teacher})
+    source, taken = Cached(Live("teacher", context), path, data, context), []
+    source.open(torch.device("cpu"))
+    for seed in range(4):
+        batches = list(data.batches(shuffle=True, seed=seed))
+        began = time.process_time()
+        for batch in batches:
+            source.signal(batch)
+        taken.append((time.process_time() - began) / len(batches) * 1e3)
+    source.close()
+    return taken[0], statistics.median(taken[1:])
+
+
+def main(rounds: int, items: int) -> None:
+    if missing := absent("cifar_resnet56.safetensors", "cifar_resnet.py", "cifar10_lossless5k.npz"):
+        print(f"teacher_cache: skipped, {missing}")
+        return
+    torch.set_num_threads(1)
+    images, teacher = cifar(), cifar_resnet(56)
+    data = adopt_data((images["train_x"][:items], images["train_y"][:items]), BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "answers")
+        stages: dict[str, TrainStage] = {"live": Soft(), "cached": Soft(cache=path), "labels alone": Finetune()}
+        began = time.process_time()
+        context = Context(Classification(), objects={"train": data, "teacher": teacher})
+        Cached(Live("teacher", context), path, data, context).open(torch.device("cpu"))
+        filled = time.process_time() - began
+        size = Path(path).stat().st_size
+        found: dict[str, list[float]] = {name: [] for name in stages}
+        for name, stage in stages.items():
+            seconds(stage.model_copy(update={"steps": 2}), data, teacher)
+        for number in range(rounds):
+            for name in list(stages)[number % 3 :] + list(stages)[: number % 3]:
+                found[name].append(seconds(stages[name], data, teacher))
+        first, later = lookups(data, teacher, path)
+    rows = []
+    for name, goal in (("live", 0.58), ("labels alone", 1.05)):
+        ratios = sorted(one / other for one, other in zip(found["cached"], found[name], strict=True))
+        median = f"{statistics.median(found['cached']):.2f}", f"{statistics.median(found[name]):.2f}"
+        rows.append([f"cached / {name}", *median, f"{statistics.median(ratios):.3f}", f"{ratios[0]:.3f} - {ratios[-1]:.3f}", f"<= {goal}"])
+    facts = {"seed": SEED, "n": rounds, "items": items, "batch": BATCH, "filling_s": f"{filled:.2f}", "bytes": size}
+    facts |= {"lookup_ms_by_content": f"{first:.3f}", "lookup_ms_by_number": f"{later:.3f}"}
+    keep("teacher_cache", facts, ["epoch, CPU s", "cached", "the other", "ratio, median of rounds", "lowest - highest", "goal"], rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--items", type=int, default=1280)
+    asked = parser.parse_args()
+    main(asked.rounds, asked.items)
