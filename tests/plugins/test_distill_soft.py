@@ -19,9 +19,9 @@ from kdkit.context import Context
 from kdkit.contract import Needs
 from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import Cancelled, KdError
-from kdkit.tasks import CausalLM, Classification, Embedding, Regression, Task
+from kdkit.tasks import CausalLM, Classification, Embedding, MultiLabel, Regression, Task
 from kdkit.training import fit
-from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.divergences import apart, jensen_shannon, kullback_leibler, reverse, soft_labels, squared
 from kdkit_distill.response.soft import Soft
 from kdkit_tune.finetune import Finetune
 from tests.test_interrupts import interrupted, moments
@@ -113,6 +113,141 @@ def test_classes_that_both_rule_out_cost_nothing() -> None:
     loss.sum().backward()
     assert torch.allclose(loss, soft_labels(student[:, :2], teacher[:, :2], 2.0))
     assert torch.isfinite(student.grad).all()
+
+
+# The other divergences -------------------------------------------------------------------------------------------------
+
+OTHERS: dict[str, Callable[..., Tensor]] = {
+    "reverse": reverse,
+    "jensen-shannon": jensen_shannon,
+    "jensen-shannon, b 0.1": lambda student, teacher, temperature=1.0: jensen_shannon(student, teacher, temperature, 0.1),
+    "mse": squared,
+    "cosine": lambda student, teacher, temperature=1.0: apart(student, teacher),
+}
+
+
+def shares(logits: list[float], temperature: float) -> list[float]:
+    found = [math.exp(z / temperature) for z in logits]
+    return [each / sum(found) for each in found]
+
+
+def divergence(of: list[float], to: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(of, to, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_reverse_is_the_formula_written_out(temperature: float) -> None:
+    student, teacher = logits(7, 5), logits(7, 5, seed=1)
+    expected = [temperature**2 * divergence(shares(s, temperature), shares(t, temperature)) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    assert reverse(student, teacher, temperature).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("balance", [0.1, 0.5, 0.8])
+def test_jensen_shannon_is_the_formula_written_out(temperature: float, balance: float) -> None:
+    student, teacher, expected = logits(7, 5), logits(7, 5, seed=1), []
+    for z_s, z_t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q, p = shares(z_s, temperature), shares(z_t, temperature)
+        mixed = [balance * b + (1 - balance) * a for a, b in zip(q, p, strict=True)]
+        expected.append(temperature**2 * (balance * divergence(p, mixed) + (1 - balance) * divergence(q, mixed)))
+    assert jensen_shannon(student, teacher, temperature, balance).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_jensen_shannon_is_trls_generalized_one_times_temperature_squared() -> None:
+    student, teacher, balance = logits(7, 5) / 3, logits(7, 5, seed=1) / 3, 0.3
+    said, asked = student.log_softmax(-1), teacher.log_softmax(-1)
+    mixed = torch.logsumexp(torch.stack([said + math.log(1 - balance), asked + math.log(balance)]), 0)
+    to_teacher, to_student = (nn.functional.kl_div(mixed, each, reduction="none", log_target=True) for each in (asked, said))
+    expected = (balance * to_teacher + (1 - balance) * to_student).sum(-1)
+    assert torch.allclose(jensen_shannon(student * 3, teacher * 3, 3.0, balance), 9 * expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_mse_is_textbrewers_on_softened_logits(temperature: float) -> None:
+    student, teacher = logits(7, 5), logits(7, 5, seed=1)
+    expected = [sum((a / temperature - b / temperature) ** 2 for a, b in zip(s, t, strict=True)) / 5 for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    assert squared(student, teacher, temperature).tolist() == pytest.approx(expected, rel=1e-6)
+    assert squared(student, teacher, temperature).mean().item() == pytest.approx(nn.functional.mse_loss(student / temperature, teacher / temperature).item())
+
+
+def test_cosine_is_the_formula_written_out() -> None:
+    student, teacher, expected = logits(7, 5), logits(7, 5, seed=1), []
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        expected.append(1 - sum(a * b for a, b in zip(s, t, strict=True)) / math.sqrt(sum(a * a for a in s) * sum(b * b for b in t)))
+    assert apart(student, teacher).tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(apart(student, teacher), apart(student * 7, teacher / 3))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_reverses_gradient_is_its_closed_form(temperature: float) -> None:
+    student, teacher = logits(4, 6).requires_grad_(), logits(4, 6, seed=1)
+    reverse(student, teacher, temperature).sum().backward()
+    said, asked = (student.detach() / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
+    expected = temperature * said.exp() * (said - asked - (said.exp() * (said - asked)).sum(-1, keepdim=True))
+    assert torch.allclose(student.grad, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("balance", [0.1, 0.5, 0.8])
+def test_jensen_shannons_gradient_is_its_closed_form(temperature: float, balance: float) -> None:
+    student, teacher = logits(4, 6).requires_grad_(), logits(4, 6, seed=1)
+    jensen_shannon(student, teacher, temperature, balance).sum().backward()
+    said, asked = (student.detach() / temperature).softmax(-1), (teacher / temperature).softmax(-1)
+    ratio = (said / (balance * asked + (1 - balance) * said)).log()
+    expected = temperature * (1 - balance) * said * (ratio - (said * ratio).sum(-1, keepdim=True))
+    assert torch.allclose(student.grad, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("objective", "share"), [(reverse, 0.5), (jensen_shannon, 0.125), (lambda *given: jensen_shannon(*given, 0.2), 0.08)])
+def test_at_great_temperature_they_are_a_share_of_the_squared_distance_of_centred_logits(objective: Callable[..., Tensor], share: float) -> None:
+    student, teacher = (each - each.mean(-1, keepdim=True) for each in (logits(4, 6), logits(4, 6, seed=1)))
+    assert torch.allclose(objective(student, teacher, 1e4), share * (student - teacher).square().mean(-1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_identical_models_give_zero_loss_and_zero_gradient_whatever_the_divergence(name: str) -> None:
+    student = logits(4, 6).requires_grad_()
+    loss = OTHERS[name](student, student.detach().clone(), 4.0)
+    loss.sum().backward()
+    assert loss.abs().max() < 1e-14
+    assert student.grad.abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", OTHERS)
+def test_extreme_logits_give_finite_losses_and_gradients_whatever_the_divergence(name: str, dtype: torch.dtype) -> None:
+    student = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 1e4], [0.0, 0.0, 0.0]]).to(dtype).requires_grad_()
+    teacher = torch.tensor([[-1e4, 1e4, 0.0], [0.0, 0.0, 1e4], [1e4, 0.0, 0.0]]).to(dtype)
+    loss = OTHERS[name](student, teacher, 1.0)
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_classes_that_both_rule_out_cost_nothing_whatever_the_divergence(name: str) -> None:
+    out = torch.tensor([0.0, 0.0, -math.inf], dtype=torch.float64)
+    student = (logits(2, 3) + out).requires_grad_()
+    teacher = logits(2, 3, seed=1) + out
+    loss = OTHERS[name](student, teacher, 2.0)
+    loss.sum().backward()
+    without = OTHERS[name](student[:, :2], teacher[:, :2], 2.0) * (2 / 3 if name == "mse" else 1)
+    assert torch.allclose(loss, without)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_jensen_shannon_is_finite_where_only_one_rules_a_class_out_and_at_most_log_2() -> None:
+    student, teacher = torch.tensor([[0.0, -math.inf]]).requires_grad_(), torch.tensor([[-math.inf, 0.0]])
+    loss = jensen_shannon(student, teacher)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert torch.isfinite(student.grad).all()
+
+
+def test_a_divergence_of_two_distributions_is_torchs() -> None:
+    of, to = logits(3, 5).log_softmax(-1), logits(3, 5, seed=1).log_softmax(-1)
+    assert torch.allclose(kullback_leibler(of, to), nn.functional.kl_div(to, of, reduction="none", log_target=True).sum(-1))
 
 
 # The stage -----------------------------------------------------------------------------------------------------------
@@ -285,10 +420,56 @@ def test_other_class_counts_are_refused_before_any_step() -> None:
     assert torch.equal(weights(student)[:96], before[:96])
 
 
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen-shannon"])
 @pytest.mark.parametrize("task", [Regression(), Embedding()])
-def test_tasks_without_classes_are_refused(task: Task) -> None:
-    with pytest.raises(KdError, match="compares classes"):
-        fit(net(0), [Soft(labels=False)], context(teacher=net(1), task=task))
+def test_tasks_without_classes_are_refused_with_the_way_out(task: Task, divergence: str) -> None:
+    with pytest.raises(KdError, match="compares classes.*--divergence mse or cosine"):
+        fit(net(0), [Soft(labels=False, divergence=divergence)], context(teacher=net(1), task=task))
+
+
+@pytest.mark.parametrize("divergence", ["mse", "cosine"])
+@pytest.mark.parametrize("task", [Regression(), Embedding(), MultiLabel()])
+def test_numbers_and_vectors_are_compared_by_mse_and_cosine_at_temperature_1(task: Task, divergence: str) -> None:
+    student, teacher, x = net(0), net(1).eval(), points()[0]
+    objective = {"mse": squared, "cosine": apart}[divergence]
+    expected = objective(copy.deepcopy(student).train()(x), teacher(x)).mean().item()
+    stage = Soft(labels=False, divergence=divergence, epochs=8, learning_rate=0.02)
+    assert list(stage.check(student, context(x, teacher, task))) == []
+    before, first = fingerprint(teacher), first_loss(Soft(**dict(stage) | {"steps": 1, "batch_size": 64}), copy.deepcopy(student), context(x, teacher, task))
+    fit(student, [stage], context(x, teacher, task))
+    assert first["soft"] == pytest.approx(expected, rel=1e-5)
+    assert objective(student(x), teacher(x)).mean() < 0.5 * expected
+    assert fingerprint(teacher) == before
+
+
+@pytest.mark.parametrize(("divergence", "objective"), [("reverse", reverse), ("jensen-shannon", jensen_shannon), ("mse", squared)])
+def test_the_stage_compares_as_it_is_told(divergence: str, objective: Callable[..., Tensor]) -> None:
+    student, teacher, x = net(0), net(1).eval(), points()[0]
+    expected = objective(copy.deepcopy(student).train()(x), teacher(x), 3.0).mean().item()
+    found = first_loss(Soft(labels=False, divergence=divergence, temperature=3.0, steps=1, batch_size=64), student, context(x, teacher))
+    assert found["soft"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_balance_reaches_the_objective() -> None:
+    student, teacher, x = net(0), net(1).eval(), points()[0]
+    expected = jensen_shannon(copy.deepcopy(student).train()(x), teacher(x), 4.0, 0.2).mean().item()
+    found = first_loss(Soft(labels=False, divergence="jensen-shannon", balance=0.2, steps=1, batch_size=64), student, context(x, teacher))
+    assert found["soft"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_a_balance_of_one_side_only_is_no_jensen_shannon(balance: float) -> None:
+    with pytest.raises(KdError, match="--balance"):
+        Soft.build("distill soft", {"balance": balance})
+
+
+@pytest.mark.parametrize(("divergence", "task", "said"), [("cosine", Regression(), "only their sign"), ("cosine", Embedding(), "only their sign")])
+def test_what_single_numbers_cannot_teach_is_refused_before_training(divergence: str, task: Task, said: str) -> None:
+    student = net(0, classes=1)
+    before = weights(student)
+    with pytest.raises(KdError, match=said):
+        fit(student, [Soft(labels=False, divergence=divergence)], context(points()[0], net(1, classes=1), task))
+    assert torch.equal(weights(student), before)
 
 
 def test_together_is_the_sum_with_the_other_stage() -> None:
@@ -329,6 +510,14 @@ def words(padding: int = 0, cuts: tuple[int, ...] = ()) -> Data:
     mask = torch.arange(7 + padding)[None] < lengths[:, None]
     whole = Batch((), {"input_ids": nn.functional.pad(tokens, (0, padding), value=9) * mask, "attention_mask": mask.long()})
     return Words(lambda: [whole[start:stop] for start, stop in zip((0, *cuts), (*cuts, 8), strict=True)], "words", 8)
+
+
+@pytest.mark.parametrize("options", [{"divergence": "reverse"}, {"divergence": "jensen-shannon"}, {"divergence": "mse"}, {"divergence": "cosine"}, {"top_k": 4}])
+def test_every_divergence_is_blind_to_padding_and_cut(options: dict[str, Any]) -> None:
+    plain, other = Speller(0), Speller(0)
+    for model, data in ((plain, words()), (other, words(2, (1, 2, 6)))):
+        fit(model, [Soft(epochs=3, learning_rate=0.05, accumulate=8, **options)], context(data, Speller(1), CausalLM()))
+    assert torch.allclose(weights(plain), weights(other), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("padding", "cuts"), [(4, ()), (0, (3,)), (2, (1, 2, 6))])

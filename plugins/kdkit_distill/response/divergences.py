@@ -86,13 +86,15 @@ def squared(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
 def apart(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - the cosine between student and teacher: blind to the length of the vectors, so T would cancel out.
 
-    Arguments and result as in `squared`; 0 to 2.
+    A vector of length 0 points nowhere: the value is 1, without a gradient. Arguments and result as in `squared`; 0 to 2.
 
     >>> apart(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     tensor([1.])
     """
     said, asked = counted(student, teacher)
-    return 1 - torch.nn.functional.cosine_similarity(said, asked, dim=-1)
+    eps = 1e-8
+    found = torch.nn.functional.cosine_similarity(said, asked, dim=-1, eps=eps)
+    return 1 - found.where(said.norm(dim=-1) > eps, 0.0)
 
 
 def kullback_leibler(of: Tensor, to: Tensor) -> Tensor:
@@ -125,13 +127,15 @@ def events(student: Tensor, teacher: Tensor | TopK, temperature: float) -> tuple
     scaled = wide(student) / temperature
     if not isinstance(teacher, TopK):
         return torch.log_softmax(scaled, -1), torch.log_softmax(wide(teacher).to(scaled.dtype) / temperature, -1)
-    kept, asked = torch.log_softmax(scaled, -1).gather(-1, teacher.indices.long()), wide(teacher.values).to(scaled.dtype)
-    if teacher.values.shape[-1] == teacher.classes:
-        return kept, asked
-    # the others' mass as their own sum: 1 - the sum of what was kept would lose it in rounding
-    lowest = torch.finfo(scaled.dtype).min  # and not -inf, of which the gradient would be nan where nothing else is left
-    others = scaled.scatter(-1, teacher.indices.long(), lowest).clamp_min(lowest).logsumexp(-1) - scaled.logsumexp(-1)
-    return torch.cat([kept, others[..., None]], -1), torch.cat([asked, wide(teacher.tail).to(asked)[..., None]], -1)
+    places, asked = teacher.indices.long(), wide(teacher.values).to(scaled.dtype)
+    kept = torch.log_softmax(scaled, -1).gather(-1, places)
+    if asked.shape[-1] < teacher.classes:
+        lowest = torch.finfo(scaled.dtype).min  # and not -inf, of which the gradient would be nan where nothing else is left
+        # the others' mass as their own sum: 1 - the sum of what was kept would lose it in rounding
+        others = scaled.scatter(-1, places, lowest).clamp_min(lowest).logsumexp(-1) - scaled.logsumexp(-1)
+        kept, asked = torch.cat([kept, others[..., None]], -1), torch.cat([asked, wide(teacher.tail).to(asked)[..., None]], -1)
+    # what was stored in half precision no longer sums to 1
+    return kept, torch.log_softmax(asked, -1)
 
 
 def counted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
