@@ -236,5 +236,5 @@ class OwnLesson(Lesson):
 
     def close(self, model: nn.Module) -> None:
         super().close(model)
-        if self.stage.teacher_form == "snapshot" and self.shadow and not self.shadow.ready:
-            self.context.note(f"no epoch came after the first {self.stage.period}, so that no snapshot taught; give more --epochs")
+        if self.stage.teacher_form == "snapshot" and not self.ready:
+            self.context.note(f"the labels taught alone: no step came after the first {self.stage.period} epochs; give more --epochs, or a smaller --period")
