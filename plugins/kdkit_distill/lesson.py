@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdkit.contract import Needs, TrainStage, param
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.tasks import CausalLM, Task
+from kdkit.tasks import CausalLM, Classification, Task
 from kdkit.training import Step, Term, TrainPart
 from kdkit_distill.cache import Cached
 from kdkit_distill.control import compared, comparison_conflicts, comparison_lacks
@@ -299,6 +299,11 @@ class Lesson(TrainPart):
                 "both must say as much about each item; look at pooling, strides and tokenizers",
             )
         if not isinstance(self.context.task, CausalLM) or abs(classes[0] - classes[1]) > PADDING:
+            if not isinstance(self.context.task, Classification):
+                raise KdError(
+                    f"the teacher gives {classes[1]} numbers an item, the student {classes[0]}",
+                    "give the student an output of that width, or compare layers: %kd list distill",
+                )
             raise KdError(
                 f"the teacher knows {classes[1]} classes, the student {classes[0]}",
                 "the same classes in the same order are compared; give the student a head of that width",

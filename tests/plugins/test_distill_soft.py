@@ -463,6 +463,11 @@ def test_a_balance_of_one_side_only_is_no_jensen_shannon(balance: float) -> None
         Soft.build("distill soft", {"balance": balance})
 
 
+def test_vectors_of_other_sizes_are_refused_in_their_own_words() -> None:
+    with pytest.raises(KdError, match="the teacher gives 5 numbers an item, the student 3"):
+        fit(net(0), [Soft(labels=False, divergence="cosine")], context(points()[0], net(1, classes=5), Embedding()))
+
+
 @pytest.mark.parametrize(("divergence", "task", "said"), [("cosine", Regression(), "only their sign"), ("cosine", Embedding(), "only their sign")])
 def test_what_single_numbers_cannot_teach_is_refused_before_training(divergence: str, task: Task, said: str) -> None:
     student = net(0, classes=1)
