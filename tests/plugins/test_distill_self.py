@@ -252,13 +252,3 @@ def test_a_cache_of_a_teacher_that_changes_is_refused(tmp_path: Path) -> None:
 def test_it_is_whole_and_knows_its_tasks() -> None:
     assert not list(faults(SelfTaught))
     assert SelfTaught().unsuited(Regression())
-
-
-def test_an_average_helps_where_labels_are_wrong() -> None:
-    x, y = points(256)
-    noisy = torch.where(torch.rand(256, generator=torch.Generator().manual_seed(3)) < 0.3, torch.randint(0, 3, (256,), generator=torch.Generator().manual_seed(4)), y)
-    test, found = points(512, 9), []
-    for alpha in (0.01, 0.9):
-        model = fit(net(0), [SelfTaught(alpha=alpha, temperature=1.0, momentum=0.98, epochs=15, learning_rate=0.01)], context((x, noisy)))
-        found.append((model(test[0]).argmax(1) == test[1]).float().mean().item())
-    assert found[1] > found[0]
