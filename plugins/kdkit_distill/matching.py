@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -40,42 +40,49 @@ class Capture:
         self._taken: dict[str, tuple[Tensor, Tensor, int]] = {}
         self._calls: Counter[str] = Counter()
         self._safe: dict[str, bool] = {}
+        self._places: dict[str | None, nn.Module] = {}
 
     def __enter__(self) -> Self:
         places = dict(self.model.named_modules()) if self.model is not None else {}
         missing = next((name for name in self.layers if name not in places), None)
         if missing is not None:
             raise KdError(f"{type(self.model).__name__} has no layer {missing!r}", did_you_mean(missing, places) or _some(places))
+        self._places = {None: self.model} if self.model is not None else {}
+        self._places |= {name: places[name] for name in self.layers}
         try:
             if self.model is not None and self.layers:
-                self.model.register_forward_pre_hook(_Hook(self, self._begin))
+                self.model.register_forward_pre_hook(_Hook(weakref.ref(self), None))
             for name in self.layers:
-                places[name].register_forward_hook(_Hook(self, functools.partial(self._keep, name)))
+                places[name].register_forward_hook(_Hook(weakref.ref(self), name))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        # by whose they are and not by their handles: an interrupt may come between a hook and its handle
         try:
             self._unhook()
         except KeyboardInterrupt:
             self._unhook()
             raise
 
+    def __del__(self) -> None:
+        # an interrupt may come between this and the block that would have ended it
+        self._unhook()
+
     def _unhook(self) -> None:
+        """By whose they are and not by their handles: an interrupt may come between a hook and its handle."""
         self._taken = {}
         for module in self.model.modules() if self.model is not None else ():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook) and hook.owner is self]:
+                for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook) and hook.owner() in (self, None)]:
                     del hooks[number]
 
-    def _begin(self, module: nn.Module, inputs: Any) -> None:
+    def _begin(self) -> None:
         """A pass begins: what an earlier one left, or recomputed in its backward pass, is none of its."""
         self._taken, self._calls = {}, Counter()
 
-    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _keep(self, name: str, output: Any) -> None:
         tensor = feature_of(output, name)
         self._calls[name] += 1
         self._taken[name] = (tensor if self._safe.get(name) else tensor.clone(), tensor, _version(tensor))
@@ -105,13 +112,19 @@ class Capture:
 
 @dataclass(frozen=True, eq=False)
 class _Hook:
-    """A hook that knows whose it is."""
+    """A hook that knows whose it is, and does not keep it alive: at a layer's end, or without a name where a pass begins."""
 
-    owner: Capture
-    does: Callable[..., None]
+    owner: weakref.ref[Capture]
+    name: str | None
 
-    def __call__(self, *seen: Any) -> None:
-        self.does(*seen)
+    def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
+        capture = self.owner()
+        if capture is None or capture._places[self.name] is not module:
+            return  # nobody listens; or this is a copy of the model, which was copied with its hooks
+        if self.name is None:
+            capture._begin()
+        else:
+            capture._keep(self.name, output)
 
 
 def _version(tensor: Tensor) -> int:

@@ -70,7 +70,7 @@ def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
     """
     found: dict[str, Layer] = {}
     alive: dict[int, tuple[weakref.ref, str]] = {}
-    handles: list[Any] = []
+    mine: dict[int, Callable] = {}
 
     def giver(tensor: Tensor | None) -> str:
         held = alive.get(id(tensor))
@@ -85,17 +85,20 @@ def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
             found[name] = Layer(name, module, tuple(tensor.shape), () if given is None else tuple(given.shape), calls, giver(tensor), giver(given))
             alive[id(tensor)] = (weakref.ref(tensor), name)
 
+        mine[id(see)] = see
         return see
 
     def unhook() -> None:
-        for handle in handles:
-            handle.remove()
+        for module in model.modules():
+            for number in [number for number, hook in module._forward_hooks.items() if id(hook) in mine]:
+                module._forward_hooks_with_kwargs.pop(number, None)
+                del module._forward_hooks[number]
 
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     with restored(unhook), torch.random.fork_rng(), evaluating(model):
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
+                module.register_forward_hook(watch(name), with_kwargs=True)
         example.to(device).call(model)
     return found
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdkit.contract import faults
 from kdkit.data import Batch
 from kdkit.errors import KdError
+from kdkit.tasks import Classification, TokenClassification
 from kdkit.training import Step, fit
 from kdkit_distill.feature.attention import Attention
 from kdkit_distill.feature.contrast import Contrast
@@ -21,7 +22,6 @@ from kdkit_distill.feature.review import Review
 from kdkit_distill.feature.stage import counted, mean_of_real, vectors
 from kdkit_distill.feature.variational import Variational
 from kdkit_distill.lesson import DistillStage
-from kdkit.tasks import Classification, TokenClassification
 from tests import zoo
 from tests.plugins.lessons import bert, context, fingerprint, numbers, of_zoo, sentences, taught, weights
 from tests.test_interrupts import interrupted, moments
@@ -129,7 +129,9 @@ def test_what_depends_on_the_batch_is_not_accumulated() -> None:
 def test_half_precision_and_great_features_stay_finite(technique: type[DistillStage]) -> None:
     run = context(of_zoo("cnn"), zoo.cnn())
     for dtype, size in ((torch.float16, 6e4), (torch.bfloat16, 1e4)):
-        features = [((numbers(16, 4, 6, 6) * size / 5).clamp(-size, size).to(dtype), (numbers(16, 8, 3, 3, seed=1) * size / 5).clamp(-size, size).to(dtype)) for _ in range(2)]
+        features = [
+            ((numbers(16, 4, 6, 6) * size / 5).clamp(-size, size).to(dtype), (numbers(16, 8, 3, 3, seed=1) * size / 5).clamp(-size, size).to(dtype)) for _ in range(2)
+        ]
         features[1][0].zero_()
         stage = technique(layers=("a=c", "b=d"))
         modules = stage.modules(features, run)

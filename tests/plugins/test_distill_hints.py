@@ -64,16 +64,16 @@ def test_its_first_share_has_hints_alone_and_the_rest_all_but_hints() -> None:
     told = taught(stage, zoo.cnn(), context(of_zoo("cnn"), zoo.cnn()))
     hints = [{"hint blocks.0", "hint blocks.1"} <= set(figures) for figures in told]
     others = ["soft" in figures and "label" in figures for figures in told]
-    assert hints[0] and not others[0]
-    assert others[-1] and not hints[-1]
+    assert hints[0]
+    assert not others[0]
+    assert others[-1]
+    assert not hints[-1]
     assert sum(hints) == pytest.approx(len(told) / 2, abs=2)
 
 
 def test_a_first_share_that_leaves_nothing_is_refused_before_training() -> None:
-    with pytest.raises(KdError, match="leaves nothing to learn"):
-        stage = Hints(labels=False, hint_share=0.3)
-        problems = list(stage.check(zoo.cnn(), context(of_zoo("cnn"), zoo.cnn())))
-        raise KdError(problems[0])
+    problems = list(Hints(labels=False, hint_share=0.3).check(zoo.cnn(), context(of_zoo("cnn"), zoo.cnn())))
+    assert any("leaves nothing to learn" in problem for problem in problems)
     assert not list(Hints(labels=False, hint_share=0.3, also=("soft",)).conflicts())
 
 
@@ -90,7 +90,8 @@ def test_text_of_another_number_of_tokens_is_refused() -> None:
 
     with pytest.raises(KdError, match="the numbers of tokens differ") as caught:
         fit(Shorter(), [Hints(layers=("fewer=bert.encoder.layer.1",), steps=1)], context(sentences(), zoo.tiny_bert()))
-    assert "(8, 4, 32)" in str(caught.value) and "(8, 7, 32)" in str(caught.value)
+    assert "(8, 4, 32)" in str(caught.value)
+    assert "(8, 7, 32)" in str(caught.value)
 
 
 def test_the_student_comes_to_have_the_teachers_features() -> None:
