@@ -76,6 +76,71 @@ def test_the_bar_reads_the_same_whatever_it_shows():
     assert bar._bar.value == bar._bar.max
 
 
+def test_the_curves_of_every_term_are_drawn_at_most_once_a_second():
+    time = Time()
+    bar = Bar(time)
+    pictures = set()
+    for step in range(1, 41):
+        time.now = step / 10
+        bar.hear(Progress("tune finetune", step, 40, "", {"loss": 1 / step, "label": 2 / step, "learning_rate": 0.1}))
+        bar.show(Progress("tune finetune", step, 40), "told")
+        pictures.add(bar._chart.value)
+    assert 4 <= len(pictures - {""}) <= 5
+    assert "label" in bar._chart.value
+    assert "learning_rate" not in bar._chart.value
+
+
+def test_a_picture_that_takes_long_is_drawn_seldom():
+    class Slow(Time):
+        def __call__(self):
+            self.now += 0.05
+            return self.now
+
+    bar, pictures = Bar(Slow()), []
+    for step in range(1, 151):
+        bar.hear(Progress("tune finetune", step, 150, "", {"loss": float(step)}))
+        bar.show(Progress("tune finetune", step, 150), "told")
+        pictures.append(bar._chart.value)
+    assert len(set(pictures) - {""}) == 2
+
+
+def test_every_message_is_on_the_curve_though_few_are_shown(monkeypatch):
+    monkeypatch.setenv("KDKIT_STABLE", "0")
+    bar = Bar()
+    monkeypatch.setattr("kdkit.notebook.progress._view", lambda shell: bar)
+
+    def stopped():
+        with watch(None) as observe:
+            for step in range(50):
+                observe(Progress("tune finetune", step, 50, "", {"loss": float(step)}))
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stopped()
+    assert "Over step 0 to 49" in bar._chart.value
+
+
+def test_another_stage_begins_new_curves_and_none_are_left_at_the_end():
+    time = Time()
+    bar = Bar(time)
+    for stage, steps in (("tune finetune", (1, 2, 3)), ("distill soft", (1, 2))):
+        for step in steps:
+            time.now += 5
+            bar.hear(Progress(stage, step, 3, "", {"loss": float(step)}))
+            bar.show(Progress(stage, step, 3), "told")
+    assert "Over step 1 to 2" in bar._chart.value
+    bar.end("done", failed=False)
+    assert bar._chart.value == ""
+
+
+def test_a_stage_without_figures_has_no_curves():
+    bar = Bar()
+    for step in (1, 2, 3):
+        bar.hear(Progress("quantize static", step, 3))
+        bar.show(Progress("quantize static", step, 3), "told")
+    assert bar._chart.value == ""
+
+
 def test_a_stage_that_stops_is_shown_as_stopped(monkeypatch):
     monkeypatch.setenv("KDKIT_STABLE", "0")
     view = Mock()

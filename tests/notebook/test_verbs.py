@@ -294,3 +294,23 @@ def test_the_doctor_has_a_column_of_things_to_do_only_where_there_are_any(bare, 
     monkeypatch.setattr("kdkit.notebook.doctor._int8", lambda: ["int8", "so so", advice])
     monkeypatch.setattr("kdkit.notebook.doctor._cuda", lambda: ["CUDA", "none", ""])
     assert ("what to do" in repr(bare.give("%kd doctor"))) == bool(advice)
+
+
+def test_agreement_shows_a_version_beside_its_teacher(cells):
+    cells.give("%kd set --teacher big")
+    told = cells.give("%kd agreement")
+    assert repr(told).startswith("@base agrees with teacher on ")
+    assert "<svg" in told._repr_html_()
+    assert cells.give("%kd agreement @base --teacher @base").value == 1
+    assert cells.give("%kd agreement --teacher big --data {loaders['a b']}").count == 32
+    assert "teacher_1" in cells.give("%kd agreement --teacher {type(net)(*net)}").summary
+    assert "teacher_1" not in cells.session.objects
+    assert "there is no model 'nobody'" in cells.fails("%kd agreement --teacher nobody").message
+    assert "@base" in cells.complete("%kd agreement @")
+    assert "--teacher" in cells.complete("%kd agreement --t")
+
+
+def test_an_example_of_distillation_compares_with_a_control(bare):
+    assert "%kd distill soft" in repr(bare.give("%kd help distill soft"))
+    assert repr(bare.give("%kd help distill soft")).splitlines()[-1].endswith("--control train")
+    assert "--control" not in repr(bare.give("%kd help tune finetune")).splitlines()[-1]
