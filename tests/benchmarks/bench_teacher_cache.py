@@ -72,7 +72,7 @@ def main(rounds: int, items: int) -> None:
         filled = time.process_time() - began
         size = Path(path).stat().st_size
         found: dict[str, list[float]] = {name: [] for name in stages}
-        for name, stage in stages.items():
+        for stage in stages.values():
             seconds(stage.model_copy(update={"steps": 2}), data, teacher)
         for number in range(rounds):
             for name in list(stages)[number % 3 :] + list(stages)[: number % 3]:

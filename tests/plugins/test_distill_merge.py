@@ -1,0 +1,339 @@
+"""distill merge: label sets united in one student; each item learned from the teacher whose data it is from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdkit.context import Context
+from kdkit.data import Batch, adopt_data
+from kdkit.errors import KdError
+from kdkit.pipeline import references
+from kdkit.tasks import CausalLM, Classification
+from kdkit.training import fit
+from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.scheme.merge import Merge, Merged, at_home, off_home, own_set, read_sets, side_by_side
+from kdkit_tune.finetune import Finetune
+from tests import zoo
+
+SETS, CLASSES = [(0, 1, 2), (2, 3)], 4
+"""Two teachers who both know class 2."""
+
+
+def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def answers(items: int = 5) -> list[Tensor]:
+    return [logits(items, 3), logits(items, 2, seed=1)]
+
+
+def softmax(row: list[float], temperature: float) -> list[float]:
+    powers = [math.exp(each / temperature) for each in row]
+    return [each / sum(powers) for each in powers]
+
+
+# Targets -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_all_logits_side_by_side_average_what_two_teachers_know(temperature: float) -> None:
+    one, other = answers()
+    found = (side_by_side([one, other], SETS, CLASSES, temperature) / temperature).softmax(-1)
+    for item in range(5):
+        a, b = ([math.exp(z / temperature) for z in each[item].tolist()] for each in (one, other))
+        masses = [a[0], a[1], (a[2] + b[0]) / 2, b[1]]
+        assert found[item].tolist() == pytest.approx([each / sum(masses) for each in masses], rel=1e-6)
+
+
+def test_without_overlap_they_stand_side_by_side_as_they_are() -> None:
+    one, other = answers()
+    found = side_by_side([one, other], [(0, 2, 4), (1, 3)], 5, 4.0)
+    assert torch.allclose(found[:, [0, 2, 4]], one)
+    assert torch.allclose(found[:, [1, 3]], other)
+
+
+def test_at_home_is_the_own_teachers_distribution_and_nothing_elsewhere() -> None:
+    one, other = answers()
+    owners = torch.tensor([[True, False, True, False, True], [False, True, True, True, False]])
+    found = (at_home([one, other], SETS, CLASSES, 2.0, owners) / 2).softmax(-1)
+    a, b = [*softmax(one[0].tolist(), 2.0), 0.0], [0.0, 0.0, *softmax(other[1].tolist(), 2.0)]
+    assert found[0].tolist() == pytest.approx(a, rel=1e-6)
+    assert found[1].tolist() == pytest.approx(b, rel=1e-6)
+    both = [*softmax(one[2].tolist(), 2.0), 0.0], [0.0, 0.0, *softmax(other[2].tolist(), 2.0)]
+    assert found[2].tolist() == pytest.approx([(p + q) / 2 for p, q in zip(*both, strict=True)], rel=1e-6)
+
+
+# Objectives ----------------------------------------------------------------------------------------------------------
+
+
+def gated(student: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    owners = torch.tensor([[True, True, False, False, True], [False, False, True, True, False]])
+    return student, at_home(answers(), SETS, CLASSES, temperature, owners)
+
+
+def test_the_gated_objective_is_written_out() -> None:
+    student, teacher = gated(logits(5, 4, seed=7), 3.0)
+    for item, found in enumerate(soft_labels(student, teacher, 3.0).tolist()):
+        p, q = softmax(teacher[item].tolist(), 3.0), softmax(student[item].tolist(), 3.0)
+        assert found == pytest.approx(9 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a), rel=1e-6)
+
+
+def test_the_own_set_objective_is_written_out() -> None:
+    student, teacher = gated(logits(5, 4, seed=7), 3.0)
+    for item in range(5):
+        own = [c for c in range(4) if teacher[item, c] > -math.inf]
+        p, q = softmax(teacher[item, own].tolist(), 3.0), softmax(student[item, own].tolist(), 3.0)
+        assert own_set(student, teacher, 3.0)[item].item() == pytest.approx(9 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), rel=1e-6)
+        assert off_home(student, teacher)[item].item() == pytest.approx(-math.log(sum(softmax(student[item].tolist(), 1.0)[c] for c in own)), rel=1e-6)
+
+
+def test_at_temperature_1_both_are_the_same_objective() -> None:
+    student, teacher = gated(logits(5, 4, seed=7))
+    assert torch.allclose(soft_labels(student, teacher), own_set(student, teacher) + off_home(student, teacher))
+
+
+def test_a_student_that_says_the_same_has_no_loss_and_no_gradient() -> None:
+    teacher = side_by_side(answers(), SETS, CLASSES, 2.0)
+    student = teacher.clone().requires_grad_()
+    loss = soft_labels(student, teacher, 2.0) + own_set(student, teacher, 2.0) + off_home(student, teacher)
+    loss.sum().backward()
+    assert loss.abs().max() < 1e-12
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_extreme_logits_give_finite_losses_and_gradients(dtype: torch.dtype) -> None:
+    said = [torch.tensor([[6e4, -6e4, 0.0]]).to(dtype), torch.tensor([[-6e4, 6e4]]).to(dtype)]
+    for teacher in (side_by_side(said, SETS, CLASSES, 1.0), at_home(said, SETS, CLASSES, 1.0, torch.tensor([[True], [False]]))):
+        student = torch.tensor([[-2e4, 0.0, 2e4, 6e4]]).to(dtype).requires_grad_()
+        loss = soft_labels(student, teacher, 2.0) + own_set(student, teacher, 2.0) + off_home(student, teacher)
+        loss.sum().backward()
+        assert torch.isfinite(loss).all()
+        assert student.grad is not None
+        assert torch.isfinite(student.grad).all()
+
+
+# Label sets
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "names"),
+    [
+        ("0 1 2|3 4", [(0, 1, 2), (3, 4)], ["0", "1", "2", "3", "4"]),
+        ("3, 0 | 1 2", [(3, 0), (1, 2)], ["0", "1", "2", "3"]),
+        ("cat dog|apple", [(0, 1), (2,)], ["cat", "dog", "apple"]),
+        ("b a|a c", [(0, 1), (1, 2)], ["b", "a", "c"]),
+    ],
+)
+def test_sets_are_numbers_or_names(text: str, sets: list, names: list[str]) -> None:
+    assert read_sets(text) == (sets, names)
+
+
+@pytest.mark.parametrize(("text", "message"), [("0 1|", "set 2 is empty"), ("0 1 1|2", "names '1' twice"), ("0 1|3 4", "0 to 3, and some are left out")])
+def test_sets_that_are_none_are_refused(text: str, message: str) -> None:
+    with pytest.raises(KdError, match=message):
+        read_sets(text)
+
+
+# The stage -----------------------------------------------------------------------------------------------------------
+
+
+def net(classes: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return zoo.Mlp(classes=classes)
+
+
+def points(items: int = 40) -> tuple[Tensor, Tensor]:
+    x = torch.randn(items, 16, generator=torch.Generator().manual_seed(1))
+    return x, torch.arange(items) % 5
+
+
+def run(data: Any = None, **objects: Any) -> Context:
+    named = {"train": adopt_data(points() if data is None else data, 8), "a": net(3, 1), "b": net(2, 2)}
+    return Context(Classification(), objects={**named, **objects})
+
+
+def trained(context: Context, **options: Any) -> nn.Module:
+    made = Merge(**{"teachers": ("a", "b"), "labels": False, **options}).apply(net(5, 0), context)
+    assert made is not None
+    return made
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
+
+
+def test_labels_and_given_origins_that_say_the_same_teach_the_same() -> None:
+    origin = (points()[1] > 2).long()
+    by_labels = trained(run(), labels=True, alpha=0.5)
+    by_origin = trained(run(origin=origin.numpy()), labels=True, alpha=0.5, origin="origin")
+    assert torch.equal(weights(by_labels), weights(by_origin))
+
+
+def test_origins_follow_their_items_through_shuffling_and_other_batch_sizes() -> None:
+    x, _ = points()
+    context = run(x, origin=[0] * 20 + [1] * 20)
+    source = Merge(teachers=("a", "b"), labels=False, origin="origin").source(context)
+    assert isinstance(source, Merged)
+    source.open(torch.device("cpu"))
+    for batch in context.data("train").batches(shuffle=True, seed=4, batch_size=7):
+        assert batch.numbers is not None
+        ruled_out = torch.isinf(source.signal(batch).dense)
+        for number, row in zip(batch.numbers.tolist(), ruled_out.tolist(), strict=True):
+            assert row == ([False] * 3 + [True] * 2 if number < 20 else [True] * 3 + [False] * 2)
+    source.close()
+
+
+def test_an_item_of_unknown_origin_is_learned_side_by_side_and_the_others_are_not() -> None:
+    context = run(points()[0], origin=[0, -1] + [1] * 38)
+    source = Merge(teachers=("a", "b"), labels=False, origin="origin").source(context)
+    assert torch.isinf(source.signal(context.data("train").example()).dense).sum(1).tolist()[:3] == [2, 0, 3]
+    source.close()
+
+
+def test_a_label_of_several_teachers_is_learned_from_all_of_them() -> None:
+    context = run()
+    source = Merged(("a", "b"), context, [(0, 1, 2), (2, 3)], 2.0, by_labels=True)
+    batch = Batch((points()[0][:4],), labels=torch.tensor([0, 2, 3, -100]))
+    assert torch.isinf(source.signal(batch).dense).tolist() == [[False, False, False, True], [False] * 4, [True, True, False, False], [False] * 4]
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"labels": True}, "told by its label"),
+        ({"origin": "origin"}, "told by origin"),
+        ({}, "all logits stand side by side; --origin"),
+    ],
+)
+def test_it_is_told_what_gates(options: dict[str, Any], told: str) -> None:
+    context = run(origin=[0] * 40)
+    trained(context, **options)
+    assert any(told in note for note in context.notes)
+
+
+def test_one_set_after_another_is_the_default() -> None:
+    assert torch.equal(weights(trained(run())), weights(Merge(teachers=("a", "b"), labels=False, classes="0 1 2|3 4").apply(net(5, 0), run())))
+
+
+@pytest.mark.parametrize("objective", ["gated", "own-set", "concat"])
+def test_the_teachers_are_as_before(objective: Any) -> None:
+    context = run()
+    teachers = [context.objects[name].train() for name in "ab"]
+    before = [weights(each) for each in teachers]
+    trained(context, objective=objective, labels=True)
+    assert all(torch.equal(*pair) for pair in zip(before, map(weights, teachers), strict=True))
+    assert all(each.training and all(weight.requires_grad and weight.grad is None for weight in each.parameters()) for each in teachers)
+
+
+def test_a_merged_teacher_is_cached_with_what_it_rules_out(tmp_path: Path) -> None:
+    options = {"labels": True, "cache": str(tmp_path / "answers")}
+    plain, cached, again = trained(run(), labels=True), trained(run(), **options), trained(run(), **options)
+    torch.testing.assert_close(weights(plain), weights(cached))
+    assert torch.equal(weights(cached), weights(again))
+    with pytest.raises(KdError, match="is of another teacher"):
+        trained(run(origin=[0] * 40), origin="origin", **options)
+
+
+@pytest.mark.parametrize("objective", ["gated", "own-set"])
+def test_accumulated_batches_are_one_large_batch(objective: Any) -> None:
+    found = []
+    for options in ({"batch_size": 40}, {"batch_size": 10, "accumulate": 4}):
+        context, student = run(), net(5, 0)
+        student.dropout.p = 0.0
+        fit(student, [Merge(teachers=("a", "b"), objective=objective, optimizer="sgd", learning_rate=0.1, epochs=3, **options)], context)
+        found.append(weights(student))
+    torch.testing.assert_close(*found)
+
+
+def test_the_stage_names_its_teachers_and_its_origin() -> None:
+    assert {(kind, name) for _, kind, name in references(Merge(teachers=("a", "b"), origin="where"))} >= {("model", "a"), ("model", "b"), ("object", "where")}
+
+
+@pytest.mark.parametrize(
+    ("options", "objects", "message"),
+    [
+        ({"teachers": ("a",)}, {}, "two teachers or more"),
+        ({"classes": "0 1 2|3 4|5"}, {}, "names 3 sets for 2 teachers"),
+        ({"classes": "0 1|2 3 4"}, {}, "teacher a knows 3 classes, and --classes names 2 for it"),
+        ({"classes": "x y z|z w"}, {}, "the teacher knows 4 classes, the student 5"),
+        ({"temperature_schedule": "linear"}, {}, "one temperature"),
+        ({"objective": "concat", "origin": "origin"}, {"origin": [0] * 40}, "leave out --origin"),
+        ({"origin": "origin"}, {}, "'origin'"),
+        ({"origin": "origin"}, {"origin": [0, 1, 2] * 14}, "does not hold the number of a teacher"),
+        ({"origin": "origin"}, {"origin": [0.5] * 40}, "does not hold the number of a teacher"),
+        ({"origin": "origin"}, {"origin": [0] * 7}, "--origin has 7 entries"),
+    ],
+)
+def test_bad_options_are_refused_before_training(options: dict[str, Any], objects: dict[str, Any], message: str) -> None:
+    with pytest.raises(KdError, match=message):
+        trained(run(**objects), **options)
+
+
+def test_origins_want_items_with_numbers() -> None:
+    x, y = points()
+
+    def shuffled() -> Any:
+        order = torch.randperm(40)
+        return zip(x[order].split(8), y[order].split(8), strict=True)
+
+    with pytest.raises(KdError, match="the training data has no numbers"):
+        trained(run(shuffled, origin=[0] * 40), origin="origin", epochs=2)
+
+
+def test_vocabularies_are_no_label_sets() -> None:
+    context = run()
+    context.task = CausalLM()
+    with pytest.raises(KdError, match="a vocabulary is none"):
+        trained(context)
+
+
+# Does it help? -------------------------------------------------------------------------------------------------------
+
+
+def cnn(width: int, classes: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(*block(1, width), *block(width, 2 * width), nn.Flatten(), nn.Linear(8 * width, classes))
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, Any]:
+    """1300 images to learn from and 497 to test on, and teachers of the digits 0 to 4 and 5 to 9."""
+    load = pytest.importorskip("sklearn.datasets").load_digits
+    found = load()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16, torch.tensor(found.target)[order]
+    train, low = (x[:1300], y[:1300]), y[:1300] < 5
+    taught = [
+        fit(cnn(8, 5, seed), [Finetune(epochs=8, learning_rate=0.02, batch_size=64)], Context(Classification(), objects={"train": adopt_data(part)}))
+        for seed, part in enumerate([(train[0][low], train[1][low]), (train[0][~low], train[1][~low] - 5)])
+    ]
+    return {"train": train, "test": (x[1300:], y[1300:]), "a": taught[0], "b": taught[1]}
+
+
+def test_knowing_where_items_come_from_beats_all_logits_side_by_side(digits: dict[str, Any]) -> None:
+    x, y = digits["train"]
+    objects = {"train": adopt_data(x, 64), "origin": (y > 4).long(), "a": digits["a"], "b": digits["b"]}
+    accuracy: dict[str, float] = {}
+    for name, options in {"concat": {"objective": "concat"}, "gated": {"origin": "origin"}, "own-set": {"origin": "origin", "objective": "own-set"}}.items():
+        rights = []
+        for seed in range(2):
+            stage = Merge(teachers=("a", "b"), labels=False, optimizer="sgd", learning_rate=0.05, epochs=6, **options)
+            student = fit(cnn(4, 10, 3 + seed), [stage], Context(Classification(), seed=seed, objects=objects))
+            rights.append((student(digits["test"][0]).argmax(1) == digits["test"][1]).float().mean().item())
+        accuracy[name] = sum(rights) / len(rights)
+    assert accuracy["gated"] > accuracy["concat"] + 0.02, accuracy
+    assert accuracy["own-set"] > accuracy["concat"] + 0.02, accuracy
+    assert accuracy["gated"] > 0.88, accuracy
