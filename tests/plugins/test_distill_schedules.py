@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
-from kdkit.tasks import Classification
+from kdkit.tasks import CausalLM, Classification
 from kdkit.training import fit
 from kdkit_distill.lesson import DistillStage
 from kdkit_distill.response.correlation import Correlation, inter_class, intra_class
@@ -23,7 +23,8 @@ from kdkit_distill.response.soft import Soft
 from kdkit_distill.response.standardized import Standardized, soft_standardized
 from kdkit_distill.schedules import between, rising
 from kdkit_distill.scheme.unlabelled import Unlabelled
-from tests.plugins.test_distill_soft import context, net, points
+from tests import zoo
+from tests.plugins.test_distill_soft import context, fingerprint, net, points, weights
 
 STEPS = 5
 LOSSES: dict[str, tuple[type[DistillStage], dict[str, Any], Callable[..., Tensor]]] = {
@@ -130,3 +131,21 @@ def test_a_single_step_is_the_end_of_a_schedule() -> None:
     fit(student, [Soft(labels=False, steps=1, temperature_schedule="linear", temperature_end=2.0)], run)
     assert seen[0].figures["soft"] == pytest.approx(expected, rel=1e-5)
     assert torch.isfinite(torch.tensor(seen[0].figures["loss"]))
+
+
+@pytest.mark.parametrize(("name", "model"), [*((name, "cnn") for name in LOSSES), ("decoupled", "tiny_gpt2"), ("soft", "lstm")])
+def test_every_technique_trains_the_zoo_and_leaves_the_teacher_to_the_bit(name: str, model: str) -> None:
+    technique, own, _ = LOSSES[name]
+    student, teacher, batch = zoo.MODELS[model](), zoo.MODELS[model](), zoo.batch(model)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+    before, keys, start = fingerprint(teacher), list(student.state_dict()), weights(student)
+    task, seen = CausalLM() if model == "tiny_gpt2" else Classification(), []
+    run = context(Data(lambda: [batch], "the zoo's", batch.size), teacher, task)
+    run.observe = seen.append
+    fit(student, [technique(epochs=6, learning_rate=0.01, **own)], run)
+    assert fingerprint(teacher) == before
+    assert list(student.state_dict()) == keys
+    assert not torch.equal(weights(student), start)
+    assert seen[-1].figures["loss"] < seen[0].figures["loss"]

@@ -62,7 +62,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor | TopK, temperature: float =
     said, asked = events(student, teacher, temperature)
     # what both rule out has no mixture, and no gradient: logaddexp of -inf and -inf would have nan
     there = (said > -math.inf) | (asked > -math.inf)
-    mixed = torch.logaddexp(asked.where(there, 0.0) + math.log(balance), said.where(there, 0.0) + math.log1p(-balance))
+    mixed = torch.logaddexp(asked.where(there, 0.0) + math.log(balance), said + math.log1p(-balance))
     return temperature**2 * (balance * kullback_leibler(asked, mixed) + (1 - balance) * kullback_leibler(said, mixed))
 
 

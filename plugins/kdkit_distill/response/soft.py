@@ -15,7 +15,7 @@ The last two compare vectors and numbers too (embeddings, regressions), which ha
 Pitfalls: alpha and T² change the size of the step under SGD, so tune the learning rate again before crediting the teacher.
 As T grows, forward goes to half the mean squared distance of the centred logits. Reverse is infinite where the teacher
 rules a class out that the student does not. Of many classes, --top-k keeps the most probable ones and one event for all
-others: at k = 64 of 32,000 the gradient is within 2 % of the exact one.
+others: with k = 64 of 32,000 and .80 of the mass, the gradient is within 2 % of the exact one.
 """
 
 from __future__ import annotations
