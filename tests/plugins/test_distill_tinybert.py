@@ -160,7 +160,7 @@ def test_a_bias_by_position_is_refused_and_scores_can_be_left_out() -> None:
     teacher = made("MPNet")
     with pytest.raises(KdError, match="a bias by position"):
         fit(made("MPNet"), [Layers()], context(teacher, Embedding()))
-    assert "attention" not in curve(Layers(steps=1, attention_weight=0), made("MPNet"), context(teacher, Embedding()))[0]
+    assert "scores" not in curve(Layers(steps=1, attention_weight=0), made("MPNet"), context(teacher, Embedding()))[0]
 
 
 # The objectives ------------------------------------------------------------------------------------------------------
@@ -273,10 +273,10 @@ def test_its_terms_are_the_formulas_over_what_transformers_gives() -> None:
     for one, two in ((0, 1), (1, 3)):
         squares = (scores(start, mine.hidden_states[one], one) - scores(teacher, theirs.hidden_states[two], two)).pow(2)
         attention += sum(float(squares[item][:, keep][:, :, keep].mean()) for item, keep in enumerate(real)) / 8
-    assert figures["attention"] == pytest.approx(attention, rel=1e-4)
+    assert figures["scores"] == pytest.approx(attention, rel=1e-4)
     soft = nn.functional.kl_div(mine.logits.log_softmax(-1), theirs.logits.log_softmax(-1), reduction="batchmean", log_target=True)
     assert figures["prediction"] == pytest.approx(float(soft), rel=1e-4)
-    assert figures["loss"] == pytest.approx(sum(figures[name] for name in ("embeddings", "hidden", "attention", "prediction")), rel=1e-4)
+    assert figures["loss"] == pytest.approx(sum(figures[name] for name in ("embeddings", "hidden", "scores", "prediction")), rel=1e-4)
 
 
 @pytest.mark.parametrize("teacher", [{"blocks": 4}, {"blocks": 3, "width": 48, "heads": 6}])
@@ -285,7 +285,7 @@ def test_it_trains_and_leaves_the_teacher_as_it_was_and_no_projection_in_the_stu
     before, names = fingerprint(taught), list(student.state_dict())
     run = context(taught)
     seen = curve(Layers(epochs=30, learning_rate=5e-3), student, run)
-    assert all(seen[-1][name] < 0.9 * seen[0][name] for name in ("embeddings", "hidden", "attention", "prediction"))
+    assert all(seen[-1][name] < 0.9 * seen[0][name] for name in ("embeddings", "hidden", "scores", "prediction"))
     assert fingerprint(taught) == before
     assert list(student.state_dict()) == names
     assert any("means over heads" in note for note in run.notes) == ("heads" in teacher)
@@ -327,7 +327,7 @@ def test_layers_come_first_and_the_prediction_after_them() -> None:
     head = student.classifier.weight.clone()
     seen = curve(Layers(steps=4, intermediate_share=0.5), student, context(teacher))
     first, last = seen[0], seen[-1]
-    assert first["loss"] == pytest.approx(first["embeddings"] + first["hidden"] + first["attention"], rel=1e-4)
+    assert first["loss"] == pytest.approx(first["embeddings"] + first["hidden"] + first["scores"], rel=1e-4)
     assert last["loss"] == pytest.approx(last["prediction"], rel=1e-4)
     assert not torch.equal(student.classifier.weight, head)
 
@@ -358,7 +358,7 @@ def test_terms_have_weights_of_their_own() -> None:
     stage = Layers(steps=1, embedding_weight=2, hidden_weight=0, attention_weight=3, prediction_weight=0.5)
     figures = curve(stage, bert(1), context(bert(0)))[0]
     assert "hidden" not in figures
-    assert figures["loss"] == pytest.approx(2 * figures["embeddings"] + 3 * figures["attention"] + 0.5 * figures["prediction"], rel=1e-4)
+    assert figures["loss"] == pytest.approx(2 * figures["embeddings"] + 3 * figures["scores"] + 0.5 * figures["prediction"], rel=1e-4)
 
 
 def test_labels_count_only_where_asked_for() -> None:

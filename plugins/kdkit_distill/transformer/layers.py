@@ -151,7 +151,7 @@ class Layers(TransformerStage):
         found: list[Pair] = [Aligned(mine.embeddings, theirs.embeddings, "embeddings")]
         found += [Aligned(one.name, two.name, "hidden") for one, two in blocks]
         for one, two in attentions:
-            found += [Aligned(one.query, two.query, "attention", one, two), Pair(one.key, two.key)]
+            found += [Aligned(one.query, two.query, "scores", one, two), Pair(one.key, two.key)]
         return tuple(found)
 
     def _mapped(self, student: Stack, teacher: Stack) -> list[tuple[Block, Block]]:
@@ -168,7 +168,7 @@ class Layers(TransformerStage):
         return found
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
-        for name, factor in (("embeddings", self.embedding_weight), ("hidden", self.hidden_weight), ("attention", self.attention_weight)):
+        for name, factor in (("embeddings", self.embedding_weight), ("hidden", self.hidden_weight), ("scores", self.attention_weight)):
             values = [self._compared(pair, seen) for pair in seen.pairs if isinstance(pair, Aligned) and pair.role == name]
             if factor and values:
                 yield Term(name, sum(values[1:], values[0]), self._phased(factor, early=True))
