@@ -20,6 +20,7 @@ from kdkit.tasks import CausalLM
 from kdkit.training import fit
 from kdkit_distill.response.correlation import Correlation
 from kdkit_distill.response.decoupled import Decoupled
+from kdkit_distill.response.divergences import events as events_of
 from kdkit_distill.response.divergences import jensen_shannon, reverse, soft_labels
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.response.standardized import Standardized
@@ -137,6 +138,12 @@ def test_classes_that_both_rule_out_leave_the_gradient_finite(name: str) -> None
     loss.sum().backward()
     assert torch.allclose(loss, DIVERGENCES[name](student[:, :2], teacher[:, :2], 1.0))
     assert torch.isfinite(student.grad).all()
+
+
+def test_what_was_stored_in_half_precision_is_a_distribution_again() -> None:
+    kept = top_k(logits(9, 12), 3)
+    _, asked = events_of(logits(9, 12, seed=1), replace(kept, values=kept.values.half(), tail=kept.tail.half()), 1.0)
+    assert torch.allclose(asked.exp().sum(-1), torch.ones(9, dtype=torch.float64), atol=1e-12)
 
 
 def test_on_a_zipf_tailed_vocabulary_64_classes_give_the_gradient_to_2_percent_in_250_bytes() -> None:

@@ -132,7 +132,7 @@ def events(student: Tensor, teacher: Tensor | TopK, temperature: float) -> tuple
     if asked.shape[-1] < teacher.classes:
         lowest = torch.finfo(scaled.dtype).min  # and not -inf, of which the gradient would be nan where nothing else is left
         # the others' mass as their own sum: 1 - the sum of what was kept would lose it in rounding
-        others = scaled.scatter(-1, places, lowest).clamp_min(lowest).logsumexp(-1) - scaled.logsumexp(-1)
+        others = scaled.scatter(-1, places, lowest).logsumexp(-1) - scaled.logsumexp(-1)
         kept, asked = torch.cat([kept, others[..., None]], -1), torch.cat([asked, wide(teacher.tail).to(asked)[..., None]], -1)
     # what was stored in half precision no longer sums to 1
     return kept, torch.log_softmax(asked, -1)
