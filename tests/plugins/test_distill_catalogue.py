@@ -113,6 +113,17 @@ def test_batch_norm_remembers_more_than_one_batch_and_dropout_leaves_something(n
     assert all(module.p <= 0.2 for module in net.modules() if isinstance(module, nn.Dropout))
 
 
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_fresh_net_lets_the_signal_through(name: str) -> None:
+    torch.manual_seed(0)
+    net = maker(name)(classes=5, width=WIDTHS[name], size=32).train()
+    seen: list[Tensor] = []
+    head = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d) and 5 in module.weight.shape[:1]][-1]
+    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    net(torch.randn(8, 3, 32, 32))
+    assert seen[0].std(0).mean() > 0.01
+
+
 def test_a_logit_of_squeezenet_can_be_negative() -> None:
     torch.manual_seed(0)
     assert (maker("squeezenet")(20, width=0.25, size=32).eval()(torch.randn(2, 3, 32, 32)) < 0).any()

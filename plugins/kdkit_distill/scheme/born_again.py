@@ -115,6 +115,10 @@ def reborn(model: nn.Module, context: Context, seed: int) -> nn.Module:
         drawn = _from_config(model)
         if drawn is not None:
             fresh.load_state_dict(drawn.state_dict())
+            for module in fresh.modules():
+                # transformers draws the scales of some about zero, which lets no signal through
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.reset_parameters()
             return fresh
         kept = [name or type(module).__name__ for name, module in fresh.named_modules() if not _reset(module)]
     holders = [name for name, module in fresh.named_modules() if module._parameters]

@@ -1,7 +1,8 @@
 """Light nets as transformers has them, from a configuration; made fit for small images and for training anew.
 
 Their configurations come from TensorFlow checkpoints, where "momentum" and "keep probability" mean one minus what torch means
-by the words: as they stand, batch norm would remember one batch and MobileNet V1 drop 99.9 % of its features.
+by the words: as they stand, batch norm would remember one batch and MobileNet V1 drop 99.9 % of its features. Their weights are
+drawn for fine-tuning, not to begin with.
 
 Howard et al., "MobileNets", 2017 (arXiv:1704.04861); Sandler et al., "MobileNetV2", CVPR 2018 (arXiv:1801.04381); Tan, Le,
 "EfficientNet", ICML 2019 (arXiv:1905.11946).
@@ -47,7 +48,7 @@ def efficientnet_b0(classes: int = 1000, channels: int = 3, width: float = 1.0, 
     if stem == 1:
         net.efficientnet.embeddings.convolution.stride = (1, 1)
         net.efficientnet.embeddings.padding = nn.ZeroPad2d(1)
-    return net
+    return _drawn(net)
 
 
 def _loosened(net: nn.Module, size: int) -> nn.Module:
@@ -58,4 +59,19 @@ def _loosened(net: nn.Module, size: int) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = MOMENTUM
+    return _drawn(net)
+
+
+def _drawn(net: nn.Module) -> nn.Module:
+    """The net with convolutions drawn as He et al. (2015) do, and batch norms that begin with a scale of one.
+
+    transformers draws EfficientNet's scales about zero, after which no signal reaches the last layer.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return net
