@@ -96,7 +96,10 @@ class Capture:
         taken, self._taken = self._taken, {}
         idle = next((name for name in self.layers if name not in taken), None)
         if idle is not None:
-            raise KdError(f"layer {idle!r} of {type(self.model).__name__} did not run in its forward pass", "choose a layer that every batch goes through")
+            raise KdError(
+                f"layer {idle!r} of {type(self.model).__name__} did not run in its forward pass",
+                "choose a layer that every batch goes through, and that is called: using its weights alone gives nothing to see",
+            )
         for name, (_, given, version) in taken.items():
             whole = _version(given) == version
             if self._safe.get(name) and not whole:

@@ -189,15 +189,16 @@ def _weights(module: nn.Module) -> int:
 
 
 def _repeated(model: nn.Module, seen: Mapping[str, Layer]) -> list[Layer]:
-    """The blocks of the largest list of one class that give tokens (batch, tokens, hidden), all of one shape."""
+    """The blocks of the largest list of one class that give tokens (batch, tokens, hidden), all of one shape.
+
+    A block that runs several times, as in ALBERT, stands once.
+    """
     best: list[Layer] = []
     for name, holder in model.named_modules():
         if not isinstance(holder, _LISTS):
             continue
         found = [layer for child, _ in holder.named_children() if (layer := seen.get(f"{name}.{child}" if name else child)) is not None]
-        alike = len({(type(layer.module), layer.shape) for layer in found}) == 1 and all(
-            len(layer.shape) == 3 and layer.calls == 1 and layer.composite for layer in found
-        )
+        alike = len({(type(layer.module), layer.shape) for layer in found}) == 1 and all(len(layer.shape) == 3 and layer.composite for layer in found)
         enough = len(found) > 1 or isinstance(holder, nn.ModuleList)
         if alike and enough and sum(_weights(layer.module) for layer in found) > sum(_weights(layer.module) for layer in best):
             best = found

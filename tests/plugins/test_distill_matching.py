@@ -180,6 +180,13 @@ def test_a_vision_transformer_can_teach_a_cnn() -> None:
     assert found[-1].endswith(".3")
 
 
+def test_blocks_that_share_their_weights_stand_once() -> None:
+    from transformers import AlbertConfig, AlbertModel
+
+    config = AlbertConfig(vocab_size=20, embedding_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=8)
+    assert names(AlbertModel(config), bert(4), TEXT) == ["encoder.albert_layer_groups.0=encoder.layer.3"]
+
+
 def test_hidden_layers_are_taken_after_their_norm_and_relu_and_before_dropout() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     example = Batch((torch.zeros(2, 4),))

@@ -30,15 +30,8 @@ class LayerStage(DistillStage):
     count: int | None = param(None, "how many pairs are suggested; as many as the student has to offer when not said", ge=1)
 
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
-        pairs = self.named_pairs(student, teacher, context)
+        pairs = parsed(self.layers) if self.layers else self.suggested_pairs(student, teacher, context)
         context.note(f"{self.title} compares {', '.join(map(str, pairs))}")
-        return pairs
-
-    def named_pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
-        """The pairs that were named; otherwise those that are suggested."""
-        if not self.layers:
-            return self.suggested_pairs(student, teacher, context)
-        pairs = parsed(self.layers)
         for model, names in ((student, [pair.student for pair in pairs]), (teacher, [pair.teacher for pair in pairs])):
             seen = observed(model, context.example) if model is not None else {}
             for name in dict.fromkeys(names):
