@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
+from kdkit.table import number
 from kdkit_distill.signals import Signal, TopK, top_k
 from kdkit_distill.sources import Source
 
@@ -444,7 +445,7 @@ class Cached(Source):
                 items += batch.size
                 self.context.progress(items, max(self.data.items or 0, items), "asking the teacher once")
             writer.finish({"teacher": identity, "task": self.context.task.name, "layers": list(layers), "kept": self.kept, "top": self.top, "items": items})
-        self.context.note(f"asked the teacher about {items} items, and kept the answers in {self.path.name}: {self.path.stat().st_size / 1e6:.1f} MB")
+        self.context.note(f"asked the teacher about {items} items, and kept the answers in {self.path.name}: {number(self.path.stat().st_size / 1e6)} MB")
 
     def _compare(self, identity: str, layers: tuple[str, ...]) -> None:
         assert self.reader is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_neither_order_nor_batch_size_matters(tmp_path: Path, options: dict[str,
     for _ in range(2):
         for batch in context.data("train").batches(**options):
             torch.testing.assert_close(cached.signal(batch).logits, context.objects["teacher"].eval()(*batch.args).detach())
+
+
+def test_numbers_that_came_to_mean_other_items_are_not_trusted(tmp_path: Path) -> None:
+    context = run()
+    cached, batch = opened(context, tmp_path / "answers"), context.data("train").example()
+    assert batch.numbers is not None
+    right = cached.signal(batch).logits
+    assert torch.equal(cached.signal(batch).logits, right)
+    assert torch.equal(cached.signal(replace(batch, numbers=batch.numbers.flip(0))).logits, right)
 
 
 def test_the_teacher_is_asked_once_an_item_and_never_for_a_file_that_is_there(tmp_path: Path) -> None:
