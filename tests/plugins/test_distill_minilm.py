@@ -106,6 +106,13 @@ def test_extreme_scores_half_precision_and_empty_sentences_stay_finite(dtype: to
     assert torch.isfinite(student.grad).all()
 
 
+def test_autocast_does_not_make_it_coarse() -> None:
+    student, teacher = random(2, 3, 4).float(), random(2, 3, 4, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = self_relations(student, teacher, REAL, 2)
+    assert torch.equal(found, self_relations(student, teacher, REAL, 2))
+
+
 @pytest.mark.parametrize(("widths", "heads"), [((768, 768), 48), ((768, 384), 48), ((1024, 384), 32), ((384, 384), 48), ((32, 48), 4), ((64, 16), 2), ((7, 5), 1)])
 def test_relation_heads_are_the_papers_where_they_fit(widths: tuple[int, ...], heads: int) -> None:
     assert relation_heads(*widths) == heads
