@@ -16,11 +16,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-from kdkit_distill.control import verdict
 from torch import Tensor, nn
 
 from kdkit import Session
 from kdkit.errors import KdError
+from kdkit_distill.control import verdict
 from tests.benchmarks.real_data import absent, fashion
 from tests.benchmarks.timing import keep
 

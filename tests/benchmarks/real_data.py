@@ -35,13 +35,14 @@ def cifar() -> dict[str, Tensor]:
     }
 
 
-def cifar_jpeg(items: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """CIFAR-10 images as JPEG: `items` drawn from the 50 000 for training, which stand there class by class."""
+def cifar_jpeg(items: int, seed: int = 0, classes: tuple[int, ...] = tuple(range(10))) -> tuple[Tensor, Tensor]:
+    """CIFAR-10 images of these classes as JPEG: `items` drawn from the 50 000 for training, which stand there class by class."""
     from PIL import Image
 
     held = np.load(DATA / "cifar10_jpeg60k.npz")
     stream, offsets = held["jpeg"], held["offsets"]
-    chosen = np.random.default_rng(seed).permutation(50_000)[:items]
+    known = np.flatnonzero(np.isin(held["labels"][:50_000], classes))
+    chosen = np.random.default_rng(seed).permutation(known)[:items]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(stream[offsets[i] : offsets[i + 1]].tobytes()))) for i in chosen])
     return _resnets().prep(pixels), torch.from_numpy(held["labels"][chosen].astype(np.int64))
 

@@ -34,18 +34,23 @@ def full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return computed
 
 
-def vectors(feature: Tensor, real: Tensor | None = None) -> Tensor:
+def vectors(feature: Tensor, real: Tensor | None = None, pooled: bool = True) -> Tensor:
     """One vector an item, at least float32: (batch, size).
 
     Args:
-        feature: (batch, size); tokens (batch, tokens, hidden), of which the mean is taken; anything else is flattened.
+        feature: (batch, size); tokens (batch, tokens, hidden), of which the mean is taken; maps (batch, channels, ...).
         real: (batch, tokens), not 0 where a token is no padding.
+        pooled: take the mean over a map's places, as heads do; otherwise all its numbers in a row.
 
     >>> vectors(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([[1, 1, 0]]))
     tensor([[2.]])
     >>> vectors(torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 3])
+    >>> vectors(torch.zeros(2, 3, 4, 4), pooled=False).shape
     torch.Size([2, 48])
     """
+    if feature.dim() > 3 and pooled:
+        return wide(feature).flatten(2).mean(-1)
     if feature.dim() != 3:
         return wide(feature).flatten(1)
     fits = real is not None and real.shape == feature.shape[:2]

@@ -55,6 +55,7 @@ class Similarity(RelationStage):
     """
 
     id: ClassVar[str] = "distill.similarity"
+    pools_maps: ClassVar[bool] = False
 
     weight: float = param(3000.0, "factor of the technique's terms", gt=0, search=(300, 30000))
 

@@ -22,6 +22,8 @@ class RelationStage(DistillStage):
     """A technique that compares how the items of a batch stand to one another; nothing needs to be projected."""
 
     relational: ClassVar[bool] = True
+    pools_maps: ClassVar[bool] = True
+    """Whether an item's vector is the mean of its feature map, as it is in the papers that compare embeddings."""
 
     layers: tuple[str, ...] = param((), "pairs student_layer=teacher_layer, or one name for both; what goes into the head when not said")
 
@@ -33,7 +35,7 @@ class RelationStage(DistillStage):
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
         real = seen.step.batch.kwargs.get("attention_mask")
-        both = [(vectors(student, real), vectors(teacher, real)) for _, student, teacher in seen.features()]
+        both = [(vectors(student, real, self.pools_maps), vectors(teacher, real, self.pools_maps)) for _, student, teacher in seen.features()]
         for name, weight, values in self.compared(both):
             yield Term(name, values, weight)
 
