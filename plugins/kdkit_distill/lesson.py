@@ -212,7 +212,8 @@ class Lesson(TrainPart):
     def _top(self) -> tuple[int, float] | None:
         """What a cache may keep of many classes: the most probable, where no technique compares all."""
         kept = {(getattr(each.stage, "top_k", None), getattr(each.stage, "temperature", 1.0)) for each in self.techniques if each.stage.compares_logits}
-        return kept.pop() if len(kept) == 1 and all(count for count, _ in kept) else None
+        count, temperature = kept.pop() if len(kept) == 1 else (None, 1.0)
+        return (count, temperature) if count else None
 
     def open(self, model: nn.Module) -> None:
         if self.stage.control is not None:
