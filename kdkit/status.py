@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ from kdkit.versions import Listing
 
 if TYPE_CHECKING:
     from kdkit.session import Session
+
+
+MANY = 3
+"""Techniques of a family up to which a status names each."""
 
 
 @dataclass(frozen=True)
@@ -50,5 +55,18 @@ class Status:
 
     @property
     def _ahead(self) -> str:
-        fitting, name = ", ".join(self.next), self.session.head.name
+        fitting, name = ", ".join(_by_family(self.next)), self.session.head.name
         return f"next: {fitting}" if fitting else f"next: nothing fits {name}; save or export it, or branch from another version with --on"
+
+
+def _by_family(techniques: list[str]) -> Iterator[str]:
+    """Each technique; of a family with many, how many there are.
+
+    >>> list(_by_family(["prune channels", "distill a", "distill b", "distill c", "distill d"]))
+    ['prune channels', 'distill (4: %kd list distill)']
+    """
+    families: dict[str, list[str]] = {}
+    for each in techniques:
+        families.setdefault(each.partition(" ")[0], []).append(each)
+    for family, named in families.items():
+        yield from named if len(named) <= MANY else [f"{family} ({len(named)}: %kd list {family})"]
