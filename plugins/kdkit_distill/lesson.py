@@ -15,7 +15,7 @@ from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Task
 from kdkit.training import Step, Term, TrainPart
-from kdkit_distill.cache import Cached
+from kdkit_distill.cache.source import Cached
 from kdkit_distill.control import compared, comparison_conflicts, comparison_lacks
 from kdkit_distill.matching import Capture, probed
 from kdkit_distill.schedules import Shape, between, rising

@@ -24,7 +24,7 @@ from kdkit.contract import TrainStage
 from kdkit.data import Data, adopt_data
 from kdkit.tasks import Classification
 from kdkit.training import fit
-from kdkit_distill.cache import Cached
+from kdkit_distill.cache.source import Cached
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.sources import Live
 from kdkit_tune.finetune import Finetune

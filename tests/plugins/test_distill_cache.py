@@ -22,7 +22,10 @@ from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import CausalLM, Classification, Task
 from kdkit.training import fit
-from kdkit_distill.cache import Cached, Column, Reader, Spans, keys
+from kdkit_distill.cache.columns import Column
+from kdkit_distill.cache.file import Reader
+from kdkit_distill.cache.items import Spans, keys
+from kdkit_distill.cache.source import Cached
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.signals import TopK, top_k
 from kdkit_distill.sources import Live, Source
