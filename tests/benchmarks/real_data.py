@@ -40,11 +40,11 @@ def cifar_jpeg(items: int, seed: int = 0, classes: tuple[int, ...] = tuple(range
     from PIL import Image
 
     held = np.load(DATA / "cifar10_jpeg60k.npz")
-    stream, offsets = held["jpeg"], held["offsets"]
-    known = np.flatnonzero(np.isin(held["labels"][:50_000], classes))
+    stream, offsets, labels = held["jpeg"], held["offsets"], held["labels"]
+    known = np.flatnonzero(np.isin(labels[:50_000], classes))
     chosen = np.random.default_rng(seed).permutation(known)[:items]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(stream[offsets[i] : offsets[i + 1]].tobytes()))) for i in chosen])
-    return _resnets().prep(pixels), torch.from_numpy(held["labels"][chosen].astype(np.int64))
+    return _resnets().prep(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
 
 
 def cifar_resnet(depth: int) -> nn.Module:
@@ -70,7 +70,7 @@ def fruits() -> dict[str, Tensor]:
 
 def spoken_digits() -> tuple[Tensor, Tensor, Tensor]:
     """Free spoken digits at 8 kHz: log spectrograms (3000, 1, 64, 64), classes, and which are of the official test set (take < 5)."""
-    held = np.load(DATA / "fsdd_8k.npz")
+    held = dict(np.load(DATA / "fsdd_8k.npz"))
     rows = [_log_spectrogram(held["pcm"][start:stop]) for start, stop in zip(held["offsets"], held["offsets"][1:], strict=False)]
     return torch.stack(rows), torch.from_numpy(held["digit"].astype(np.int64)), torch.from_numpy(held["take"] < 5)
 
