@@ -29,7 +29,7 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_distill.scheme.assistant import Assistant
     from kdkit_distill.scheme.born_again import BornAgain
     from kdkit_distill.scheme.discriminator import Discriminator
-    from kdkit_distill.scheme.ensemble import EnsembleOfTeachers
+    from kdkit_distill.scheme.ensemble import Ensemble
     from kdkit_distill.scheme.merge import Merge
     from kdkit_distill.scheme.multi_task import MultiTask
     from kdkit_distill.scheme.mutual import Mutual
@@ -55,7 +55,7 @@ def kdkit_stages() -> Iterable[type[Stage]]:
         Similarity,
         Adversarial,
         Discriminator,
-        EnsembleOfTeachers,
+        Ensemble,
         Merge,
         MultiTask,
         Mutual,

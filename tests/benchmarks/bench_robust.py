@@ -26,7 +26,8 @@ from kdkit.models import frozen
 from kdkit.tasks import Classification
 from kdkit.training import fit
 from kdkit_distill.response.soft import Soft
-from kdkit_distill.scheme.adversarial import Adversarial, Threat, pgd, robust_accuracy
+from kdkit_distill.scheme.adversarial import Adversarial
+from kdkit_distill.scheme.attack import Threat, pgd, robust_accuracy
 from kdkit_tune.finetune import Finetune
 from tests.benchmarks.real_data import absent, fashion
 from tests.benchmarks.timing import keep

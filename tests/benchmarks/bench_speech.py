@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import Session
-from kdkit_distill.control import verdict
+from kdkit_distill.comparison import verdict
 from tests.benchmarks.real_data import absent, spoken_digits
 from tests.benchmarks.timing import keep
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdkit import Session
 from kdkit.errors import KdError
-from kdkit_distill.control import verdict
+from kdkit_distill.comparison import verdict
 from tests.benchmarks.real_data import absent, fashion
 from tests.benchmarks.timing import keep
 

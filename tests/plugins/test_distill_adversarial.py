@@ -17,7 +17,8 @@ from kdkit.models import frozen
 from kdkit.tasks import CausalLM, Classification, Regression
 from kdkit.training import fit
 from kdkit_distill.response.divergences import soft_labels
-from kdkit_distill.scheme.adversarial import Adversarial, Threat, moved_part, pgd, robust_accuracy, robust_soft_labels, with_inputs
+from kdkit_distill.scheme.adversarial import Adversarial, robust_soft_labels
+from kdkit_distill.scheme.attack import Threat, moved_part, pgd, robust_accuracy, with_inputs
 from kdkit_tune.finetune import Finetune
 
 SMALL: dict[str, Any] = {"attack_steps": 3, "measure": 0}

@@ -15,8 +15,8 @@ from kdkit.data import adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import Classification, Regression
 from kdkit.training import fit
+from kdkit_distill.evaluation import figure
 from kdkit_distill.response.soft import Soft
-from kdkit_distill.rounds import figure
 from kdkit_distill.scheme.assistant import Assistant
 
 
@@ -50,7 +50,7 @@ def test_it_is_distillation_from_each_to_the_next() -> None:
     assert torch.equal(weights(made), weights(student))
     told = next(note for note in run.notes if note.startswith("accuracy:"))
     for name, each in (("assistant big", one), ("assistant middle", two), ("the student", student)):
-        assert f"{name} {figure([each], run.task, run.data('eval')):.4g}" in told
+        assert f"{name} {figure([each], run.data('eval'), run):.4g}" in told
 
 
 def test_teacher_and_assistants_given_are_as_before() -> None:

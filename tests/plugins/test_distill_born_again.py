@@ -15,10 +15,11 @@ from kdkit.data import adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import Classification
 from kdkit.training import fit
-from kdkit_distill.control import Comparison
+from kdkit_distill.comparison import Comparison
+from kdkit_distill.evaluation import figure
 from kdkit_distill.response.soft import Soft
-from kdkit_distill.rounds import figure
-from kdkit_distill.scheme.born_again import BornAgain, reborn
+from kdkit_distill.scheme.born_again import BornAgain
+from kdkit_distill.students.fresh import reinitialized
 from tests import zoo
 
 
@@ -45,7 +46,7 @@ def reference(generations: int, run: Context) -> list[nn.Module]:
     """The scheme written out: a loop over fresh students, each taught by the one before."""
     made: list[nn.Module] = []
     for number in range(generations):
-        fresh = reborn(net(0), run, run.seed + 7919 * number)
+        fresh = reinitialized(net(0), run, run.seed + 7919 * number)
         taught = context(made[-1] if made else run.objects["teacher"])
         made.append(fit(fresh, [Soft(epochs=2)], taught))
     return made
@@ -57,11 +58,11 @@ def test_it_is_distillation_of_fresh_students_one_after_another() -> None:
     expected = reference(3, context(net(1).eval()))
     assert made is not None
     assert torch.equal(weights(made), weights(expected[-1]))
-    data, task = run.data("eval"), run.task
+    data = run.data("eval")
     told = next(note for note in run.notes if note.startswith("accuracy:"))
     for number, each in enumerate(expected, 1):
-        assert f"generation {number} {figure([each], task, data):.4g}" in told
-    assert f"ensemble of them {figure(expected, task, data):.4g}" in told
+        assert f"generation {number} {figure([each], data, run):.4g}" in told
+    assert f"ensemble of them {figure(expected, data, run):.4g}" in told
 
 
 def test_what_the_student_knew_before_does_not_matter() -> None:
@@ -84,10 +85,10 @@ def test_the_ensemble_is_the_mean_of_probabilities() -> None:
             return self.logits.expand(len(x), -1)
 
     data = adopt_data((torch.zeros(2, 1), torch.full((2,), int(mean.argmax()))), 2)
-    assert figure([Says(each) for each in logits], Classification(), data) == 1.0
-    assert figure([Says(logits[0])], Classification(), data) == 0.0
-    likely = Classification(probabilities=True)
-    assert figure([Says(each.softmax(-1)) for each in logits], likely, data) == 1.0
+    assert figure([Says(each) for each in logits], data, Context(Classification())) == 1.0
+    assert figure([Says(logits[0])], data, Context(Classification())) == 0.0
+    likely = Context(Classification(probabilities=True))
+    assert figure([Says(each.softmax(-1)) for each in logits], data, likely) == 1.0
 
 
 def test_progress_counts_the_generations() -> None:
@@ -102,11 +103,11 @@ def test_progress_counts_the_generations() -> None:
 def test_the_best_generation_on_validation_data_is_kept_where_that_is_asked() -> None:
     run = context(net(1), held=adopt_data(points(seed=4), 16))
     made = BornAgain(generations=3, epochs=2, validation="held", keep_generation="best").apply(net(0), run)
-    figures = [figure([each], run.task, run.data("held")) for each in reference(3, context(net(1)))]
+    figures = [figure([each], run.data("held"), run) for each in reference(3, context(net(1)))]
     best = figures.index(max(figures))
     assert any(note.startswith(f"kept generation {best + 1}:") for note in run.notes)
     assert made is not None
-    assert figure([made], run.task, run.data("held")) == pytest.approx(max(figures))
+    assert figure([made], run.data("held"), run) == pytest.approx(max(figures))
 
 
 def test_the_best_generation_wants_validation_data() -> None:
@@ -136,8 +137,8 @@ def test_a_control_begins_as_the_first_generation_does() -> None:
     run = context(net(1))
     made = BornAgain(generations=2, control="train").apply(net(0), run)
     (found,) = [thing for thing in run.exhibits if isinstance(thing, Comparison)]
-    assert found.before[0] == figure([reborn(net(0), run, run.seed)], run.task, run.data("eval"))
-    assert found.distilled[0].figure == figure([made], run.task, run.data("eval"))
+    assert found.before[0] == figure([reinitialized(net(0), run, run.seed)], run.data("eval"), run)
+    assert found.distilled[0].figure == figure([made], run.data("eval"), run)
     assert any(note.startswith("control:") and note.endswith("in 4 steps") for note in run.notes)
 
 
@@ -148,7 +149,7 @@ def test_a_control_begins_as_the_first_generation_does() -> None:
 def test_every_weight_that_is_drawn_is_drawn_anew_and_the_net_stays_as_it_is(name: str) -> None:
     model = zoo.MODELS[name]()
     before = copy.deepcopy(model)
-    fresh, again, other = (reborn(model, context(), seed) for seed in (0, 0, 1))
+    fresh, again, other = (reinitialized(model, context(), seed) for seed in (0, 0, 1))
     assert torch.equal(weights(model), weights(before))
     assert torch.equal(weights(fresh), weights(again))
     for key, weight in fresh.named_parameters():
@@ -158,9 +159,9 @@ def test_every_weight_that_is_drawn_is_drawn_anew_and_the_net_stays_as_it_is(nam
 
 
 def test_statistics_of_batch_norm_begin_anew_and_ties_hold() -> None:
-    fresh = reborn(zoo.cnn(), context(), 0)
+    fresh = reinitialized(zoo.cnn(), context(), 0)
     assert torch.equal(fresh.bn.running_var, torch.ones(16))
-    gpt = reborn(zoo.tiny_gpt2(), context(), 0)
+    gpt = reinitialized(zoo.tiny_gpt2(), context(), 0)
     assert gpt.lm_head.weight is gpt.transformer.wte.weight
 
 
@@ -177,20 +178,20 @@ class Scaled(nn.Module):
 
 def test_what_cannot_be_drawn_anew_is_kept_and_named() -> None:
     run = context()
-    reborn(nn.Sequential(Scaled(), nn.Linear(6, 3)), run, 0)
+    reinitialized(nn.Sequential(Scaled(), nn.Linear(6, 3)), run, 0)
     assert any(note.endswith("no reset_parameters: 0") for note in run.notes)
 
 
 def test_a_net_of_which_nothing_can_be_drawn_anew_is_refused() -> None:
     with pytest.raises(KdError, match="can't begin anew") as caught:
-        reborn(nn.Sequential(Scaled()), context(), 0)
+        reinitialized(nn.Sequential(Scaled()), context(), 0)
     assert "reset_parameters(self)" in str(caught.value)
 
 
 def test_a_narrowed_transformer_whose_configuration_no_longer_fits_is_reset_module_by_module() -> None:
     model = zoo.tiny_bert()
     model.bert.encoder.layer = model.bert.encoder.layer[:1]
-    fresh = reborn(model, context(), 0)
+    fresh = reinitialized(model, context(), 0)
     assert len(fresh.bert.encoder.layer) == 1
     assert not torch.equal(fresh.classifier.weight, model.classifier.weight)
 

@@ -17,7 +17,8 @@ from kdkit.data import adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import CausalLM, Classification
 from kdkit.training import fit
-from kdkit_distill.control import Comparison, Labels, Run, gains, gap_recovered, spread, verdict
+from kdkit_distill.comparison import Comparison, Run, gains, gap_recovered, spread, verdict
+from kdkit_distill.control import Labels
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.response.soft import Soft
 from tests import zoo

@@ -20,7 +20,7 @@ from kdkit.session import Session
 from kdkit.tasks import Classification, Regression, Task
 from kdkit.training import fit
 from kdkit_distill.response.soft import Soft
-from kdkit_distill.scheme.ensemble import Ensemble, EnsembleOfTeachers, gates, mixture
+from kdkit_distill.scheme.ensemble import Combined, Ensemble, gates, mixture
 from tests import zoo
 
 
@@ -117,7 +117,7 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def trained(context: Context, **options: Any) -> nn.Module:
-    made = EnsembleOfTeachers(**{"teachers": ("a", "b", "c"), **options}).apply(zoo.mlp(), context)
+    made = Ensemble(**{"teachers": ("a", "b", "c"), **options}).apply(zoo.mlp(), context)
     assert made is not None
     return made
 
@@ -195,15 +195,15 @@ def test_functions_may_be_among_the_teachers() -> None:
 
 
 def test_the_stage_names_its_teachers_and_no_other() -> None:
-    assert [name for flag, kind, name in references(EnsembleOfTeachers(teachers=("a", "b"))) if kind == "model"] == ["a", "b"]
+    assert [name for flag, kind, name in references(Ensemble(teachers=("a", "b"))) if kind == "model"] == ["a", "b"]
 
 
 def test_a_session_takes_them_by_name() -> None:
     session = Session(zoo.mlp(), train=points(), eval=points())
     session.set(a=Knows(1), b=Knows(2))
-    session.run(EnsembleOfTeachers(teachers=("a", "b")))
+    session.run(Ensemble(teachers=("a", "b")))
     with pytest.raises(KdError, match="--teachers far needs a model, and the session has none of that name"):
-        session.run(EnsembleOfTeachers(teachers=("a", "far")))
+        session.run(Ensemble(teachers=("a", "far")))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_session_takes_them_by_name() -> None:
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
-    assert any(message in told for told in EnsembleOfTeachers(**{"teachers": ("a", "b", "c"), **options}).conflicts())
+    assert any(message in told for told in Ensemble(**{"teachers": ("a", "b", "c"), **options}).conflicts())
     with pytest.raises(KdError, match=message):
         trained(run(), **options)
 
@@ -235,7 +235,7 @@ def test_teachers_of_other_classes_are_named() -> None:
 
 def test_layers_beside_an_ensemble_are_refused_with_the_way_out() -> None:
     with pytest.raises(KdError, match="have no layer 'first' in common"):
-        Ensemble(("a", "b"), run(), "mean", 1.0).open(torch.device("cpu"), ("first",))
+        Combined(("a", "b"), run(), "mean", 1.0).open(torch.device("cpu"), ("first",))
 
 
 def test_numbers_are_averaged_where_answers_are_compared_as_they_are() -> None:
@@ -243,6 +243,6 @@ def test_numbers_are_averaged_where_answers_are_compared_as_they_are() -> None:
     student = nn.Linear(16, 1)
     named = {name: nn.Linear(16, 1) for name in "ab"}
     context = Context(Regression(), objects={"train": adopt_data((x, x[:, :1]), 16), **named})
-    stage = EnsembleOfTeachers(teachers=("a", "b"), combine="logits", divergence="mse", temperature=1.0, labels=False, epochs=200, learning_rate=0.02)
+    stage = Ensemble(teachers=("a", "b"), combine="logits", divergence="mse", temperature=1.0, labels=False, epochs=200, learning_rate=0.02)
     made = fit(student, [stage], context)
     torch.testing.assert_close(made(x), (named["a"](x) + named["b"](x)) / 2, atol=0.05, rtol=0.05)

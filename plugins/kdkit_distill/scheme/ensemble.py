@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import TrainStage, param
+from kdkit.contract import param
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.table import number
 from kdkit.tasks.contract import wide
+from kdkit_distill.evaluation import figure, scored_data
 from kdkit_distill.response.soft import Soft
-from kdkit_distill.rounds import figure, scored_data
+from kdkit_distill.scheme.stage import SeveralTeachers, refuse
 from kdkit_distill.signals import Signal
 from kdkit_distill.sources import Panel, Several, Source
 
@@ -82,7 +83,7 @@ def gates(logits: Tensor, gate: Gate = "entropy") -> Tensor:
     return trust / trust.sum(0)
 
 
-class Ensemble(Several):
+class Combined(Several):
     """The teachers' answers combined to one distribution.
 
     Args:
@@ -123,7 +124,7 @@ class Ensemble(Several):
         return Signal(mixture(logits, self.temperature, shares))
 
 
-class EnsembleOfTeachers(Soft):
+class Ensemble(SeveralTeachers, Soft):
     """Learn from several teachers of one task at once.
 
     The teacher's distribution is p = Σ_k w_k softmax(z_k / T), or softmax of Σ_k w_k z_k / T with --combine logits; w is
@@ -133,24 +134,18 @@ class EnsembleOfTeachers(Soft):
 
     id: ClassVar[str] = "distill.ensemble"
 
-    teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
     combine: Combine = param("mean", "of probabilities: their mean, weighted by --weights, or gated by how sure each is of an item; or the mean of logits")
     weights: tuple[float, ...] = param((), "of the teachers, in their order; only what they are to each other counts")
     gate: Gate = param("entropy", "what tells how sure a teacher is", advanced=True)
 
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        yield from (each for each in super().references() if each[0] != "teacher")
-
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        yield from teachers_faults(self.teachers, self.teacher)
         weighing = self.combine in ("weighted", "logits")
         if self.combine == "weighted" and not self.weights:
             yield "--combine weighted wants --weights, a number a teacher"
         if self.weights and not weighing:
             yield f"--weights go with --combine weighted or logits, not {self.combine}"
-        if self.weights and (len(self.weights) != len(self.teachers) or min(self.weights) < 0 or not sum(self.weights)):
-            yield f"--weights wants a number a teacher, none negative and not all 0: {len(self.teachers)} teachers"
+        yield from self.weighted_oddly(self.weights)
         if self.combine != "logits" and self.temperature_schedule != "constant":
             yield f"--combine {self.combine} mixes probabilities of one temperature; leave out --temperature-schedule, or take --combine logits"
         if self.combine != "logits" and not self.of_probabilities:
@@ -158,7 +153,7 @@ class EnsembleOfTeachers(Soft):
 
     def source(self, context: Context) -> Source:
         refuse(self)
-        return Ensemble(self.teachers, context, self.combine, self.temperature, self.weights, self.gate)
+        return Combined(self.teachers, context, self.combine, self.temperature, self.weights, self.gate)
 
     def teach(self, model: nn.Module, context: Context) -> nn.Module:
         made = super().teach(model, context)
@@ -167,37 +162,18 @@ class EnsembleOfTeachers(Soft):
         return made
 
 
-def teachers_faults(teachers: Sequence[str], teacher: str) -> Iterator[str]:
-    """What is wrong with the choice of several teachers, a line each."""
-    if len(set(teachers)) < 2:
-        yield "--teachers wants two teachers or more: --teachers {one} {other}"
-    if teacher != "teacher":
-        yield "--teachers takes the place of --teacher; leave out --teacher"
-
-
-def refuse(stage: TrainStage) -> None:
-    """Stop where a stage's options don't go together.
-
-    Raises:
-        KdError: they don't.
-    """
-    problems = list(stage.conflicts())
-    if problems:
-        raise KdError(problems[0], *problems[1:])
-
-
-def measured(stage: EnsembleOfTeachers, student: nn.Module, context: Context) -> str | None:
+def measured(stage: Ensemble, student: nn.Module, context: Context) -> str | None:
     """The figures of the student, of its ensemble and of each teacher on the eval data; None where there is none to score on."""
     data, task = scored_data(context), context.task
     if data is None:
         return None
     source = stage.source(context)
-    assert isinstance(source, Ensemble)
+    assert isinstance(source, Combined)
     try:
-        each = {name: figure([live.model], task, data) for name, live in zip(source.names, source.lives, strict=True)}
-        together = figure([source.model], task, data)
+        each = {name: figure([live.model], data, context) for name, live in zip(source.names, source.lives, strict=True)}
+        together = figure([source.model], data, context)
     finally:
         source.close()
-    own = figure([student], task, data)
+    own = figure([student], data, context)
     members = ", ".join(f"{name} {number(value)}" for name, value in each.items())
     return f"{task.metric} on the eval data: the student {number(own)}, its ensemble {number(together)}; the teachers {members}"

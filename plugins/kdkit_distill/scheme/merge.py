@@ -20,8 +20,8 @@ from kdkit.tasks import IGNORED, CausalLM, Task
 from kdkit.tasks.contract import wide
 from kdkit.training import Term
 from kdkit_distill.response.divergences import soft_labels
-from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.scheme.ensemble import mixture, refuse, teachers_faults
+from kdkit_distill.scheme.ensemble import mixture
+from kdkit_distill.scheme.stage import SeveralTeachers, refuse
 from kdkit_distill.signals import Exchange, Signal
 from kdkit_distill.sources import Several, Source
 
@@ -204,7 +204,7 @@ class Merged(Several):
         return origin[numbers]
 
 
-class Merge(ResponseStage):
+class Merge(SeveralTeachers):
     """Unite the label sets of several teachers in one student.
 
     Loss per item, own = the classes of the teachers whose data it is from: gated: T² · KL(p ‖ softmax(z / T)) with p the own
@@ -215,17 +215,12 @@ class Merge(ResponseStage):
 
     id: ClassVar[str] = "distill.merge"
 
-    teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
     classes: str = param("", 'each teacher\'s classes, in the order of its head: "cat dog|apple pear" or places "0 1|2 3"; one set after another when not said')
     origin: str | None = param(None, "an object of the session: the number of each training item's teacher from 0, or -1; when not said, labels tell", refers="object")
     objective: Objective = param("gated", "what is learned of an item: its own teacher's answer, that and the mass on its classes apart, or all logits side by side")
 
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        yield from (each for each in super().references() if each[0] != "teacher")
-
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        yield from teachers_faults(self.teachers, self.teacher)
         if self.temperature_schedule != "constant":
             yield "distill merge averages probabilities of one temperature; leave out --temperature-schedule"
         if self.objective == "concat" and self.origin:

@@ -17,8 +17,7 @@ from kdkit.data import Batch
 from kdkit.errors import KdError, did_you_mean
 from kdkit.training import Term
 from kdkit_distill.response.divergences import soft_labels
-from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.scheme.ensemble import refuse, teachers_faults
+from kdkit_distill.scheme.stage import SeveralTeachers, refuse
 from kdkit_distill.signals import Exchange, Signal
 from kdkit_distill.sources import Several, Source
 
@@ -66,7 +65,7 @@ class Heads(Several):
         return Signal(signals[0].logits, dict(zip(self.heads, (signal.dense for signal in signals), strict=True)))
 
 
-class MultiTask(ResponseStage):
+class MultiTask(SeveralTeachers):
     """Teach each head of a student by a teacher of its own.
 
     Loss per item: Σ_k w_k · T² · KL(softmax(z_k / T) ‖ softmax(student's head k / T)). The student returns a dict or a tuple
@@ -76,21 +75,15 @@ class MultiTask(ResponseStage):
     id: ClassVar[str] = "distill.multi-task"
     compares_logits: ClassVar[bool] = False
 
-    teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
     heads: tuple[str, ...] = param((), "the student's head for each teacher: keys of the dict, or numbers of the tuple, it returns; 0 1 ... when not said")
     weights: tuple[float, ...] = param((), "of the heads, in their order; all 1 when not said")
     labels: bool = param(False, "learn from labels too, with the task's own loss")
 
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        yield from (each for each in super().references() if each[0] != "teacher")
-
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        yield from teachers_faults(self.teachers, self.teacher)
         if self.heads and len(set(self.heads)) != len(self.teachers):
             yield f"--heads wants a head a teacher, each another: {len(self.teachers)} teachers"
-        if self.weights and (len(self.weights) != len(self.teachers) or min(self.weights) < 0 or not sum(self.weights)):
-            yield f"--weights wants a number a teacher, none negative and not all 0: {len(self.teachers)} teachers"
+        yield from self.weighted_oddly(self.weights)
 
     @property
     def named_heads(self) -> tuple[str, ...]:

@@ -15,19 +15,21 @@ Pitfalls:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import Needs, param
-from kdkit.data import Batch, Data
+from kdkit.contract import param
+from kdkit.counting import device_of
+from kdkit.data import Data
 from kdkit.errors import KdError
 from kdkit.models import adopt, evaluating, private_copy
 from kdkit.training import Step, Term, TrainPart
+from kdkit_distill.evaluation import best, figure, scored_data
 from kdkit_distill.response.divergences import soft_labels
-from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.scheme.born_again import reborn
+from kdkit_distill.scheme.stage import NoTeacher
+from kdkit_distill.students.fresh import reinitialized
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -53,7 +55,7 @@ def mutual(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
     ]
 
 
-class Mutual(ResponseStage):
+class Mutual(NoTeacher):
     """Train several students together, each learning from the labels and from the others' answers.
 
     Loss of net i: (1 - alpha) · label loss + alpha · weight · 1/(K-1) · sum over the others j of T² · KL(p_j ‖ p_i), p_j detached.
@@ -70,12 +72,6 @@ class Mutual(ResponseStage):
     peers: int = param(2, "how many nets learn together, the student among them", ge=2)
     partners: tuple[str, ...] = param((), "models of the session that learn beside the student, as copies, instead of fresh peers", refers="model")
     keep_peer: Literal["student", "best"] = param("student", "which net is kept; best wants validation data and peers of the student's own kind")
-
-    def needed(self) -> Needs:
-        return Needs(train=True, labels=True)
-
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        return (each for each in super().references() if each[0] != "teacher")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -109,18 +105,18 @@ class Peers(TrainPart):
     def open(self, model: nn.Module) -> None:
         if reason := self.stage.unsuited(self.context.task):
             raise KdError(f"{self.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")
-        device = next(model.parameters()).device
+        device = device_of(model)
         if self.stage.partners:
             nets = [private_copy(adopt(self.context.named(name, "a model"))) for name in self.stage.partners]
         else:
-            nets = [reborn(model, self.context, self.context.seed * 1_000_003 + number) for number in range(1, self.stage.peers)]
+            nets = [reinitialized(model, self.context, self.context.seed * 1_000_003 + number) for number in range(1, self.stage.peers)]
         self.nets = [net.to(device).train() for net in nets]
         self._compare(model)
         self.modules["peers"] = nn.ModuleList(self.nets)
 
     def _compare(self, model: nn.Module) -> None:
         """See that all speak of the same classes."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         batch = self.context.example.to(device)
         shapes = []
         for net in (model, *self.nets):
@@ -152,29 +148,17 @@ class Peers(TrainPart):
             return
         if self.stage.keep_peer == "best" and self.stage.validation:
             self._keep_best(model, self.context.data(self.stage.validation))
-        held = self.context.objects.get("eval")
-        if held is not None and (held.labelled or not self.context.task.needs_labels):
-            figures = {name: self._figure(net, held) for name, net in zip(self.names, (model, *self.nets), strict=True)}
-            self.context.note(f"{self.context.task.metric} on eval: {', '.join(f'{name} {figure:.4g}' for name, figure in figures.items())}")
+        held = scored_data(self.context)
+        if held is not None:
+            told = [f"{name} {figure([net], held, self.context):.4g}" for name, net in zip(self.names, (model, *self.nets), strict=True)]
+            self.context.note(f"{self.context.task.metric} on eval: {', '.join(told)}")
 
     def _keep_best(self, model: nn.Module, data: Data) -> None:
         """Put the weights of the net that is best on the validation data into the student, and the student's into it."""
-        sign = 1 if self.context.task.better == "higher" else -1
-        figures = [sign * self._figure(net, data) for net in (model, *self.nets)]
-        best = max(range(len(figures)), key=figures.__getitem__)
-        if best:
+        figures = [figure([net], data, self.context) for net in (model, *self.nets)]
+        kept = best(figures, self.context.task.better)
+        if kept:
             mine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            model.load_state_dict(self.nets[best - 1].state_dict())
-            self.nets[best - 1].load_state_dict(mine)
-        self.context.note(f"kept {self.names[best]}: {self.context.task.metric} {sign * figures[best]:.4g} on {self.stage.validation}")
-
-    def _figure(self, net: nn.Module, data: Data) -> float:
-        device, task = next(net.parameters()).device, self.context.task
-
-        def call(batch: Batch) -> Any:
-            self.context.check_cancelled()
-            return batch.to(device).call(net)
-
-        here = data if device.type == "cpu" else Data(lambda: (batch.to(device) for batch in data.batches()), data.why)
-        with evaluating(net):
-            return task.evaluate(call, here)[task.metric]
+            model.load_state_dict(self.nets[kept - 1].state_dict())
+            self.nets[kept - 1].load_state_dict(mine)
+        self.context.note(f"kept {self.names[kept]}: {self.context.task.metric} {figures[kept]:.4g} on {self.stage.validation}")

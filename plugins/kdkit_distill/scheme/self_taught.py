@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import Needs, param
+from kdkit.contract import param
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import evaluating, private_copy
@@ -31,7 +31,7 @@ from kdkit.training import Step, Term, TrainPart
 from kdkit_distill.lesson import Lesson
 from kdkit_distill.matching import Capture
 from kdkit_distill.response.divergences import soft_labels
-from kdkit_distill.response.stage import ResponseStage
+from kdkit_distill.scheme.stage import NoTeacher
 from kdkit_distill.signals import Exchange, Signal
 from kdkit_distill.sources import Source
 
@@ -53,7 +53,7 @@ def virtual_teacher(labels: Tensor, classes: int, correctness: float = 0.99) -> 
     return torch.where(known, torch.where(right, correctness, shares), 1.0 / classes).log()
 
 
-class SelfTaught(ResponseStage):
+class SelfTaught(NoTeacher):
     """Let the student be its own teacher: an average of its past, its last snapshot, or a virtual one.
 
     loss = (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)).
@@ -71,12 +71,6 @@ class SelfTaught(ResponseStage):
     momentum: float = param(0.999, "ema: what a step leaves of the average", ge=0, lt=1, search=(0.9, 0.9999))
     period: int = param(1, "snapshot: epochs from one to the next", ge=1)
     correctness: float = param(0.99, "virtual: probability of the right class", gt=0, lt=1)
-
-    def needed(self) -> Needs:
-        return Needs(train=True, labels=True)
-
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        return (each for each in super().references() if each[0] != "teacher")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

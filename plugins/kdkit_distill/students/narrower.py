@@ -17,7 +17,7 @@ from kdkit.data import Batch, try_call
 from kdkit.errors import KdError
 from kdkit.models import evaluating, private_copy
 from kdkit.tasks.contract import tensor_of
-from kdkit_distill.rounds import called
+from kdkit_distill.evaluation import called
 
 if TYPE_CHECKING:
     from kdkit.context import Context

@@ -1,0 +1,66 @@
+"""Fresh students: a net of the same kind whose weights are drawn anew."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from kdkit.errors import KdError
+from kdkit.models import private_copy
+from kdkit.seeding import seeded
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
+
+
+def reinitialized(model: nn.Module, context: Context, seed: int) -> nn.Module:
+    """A copy with fresh weights: of transformers' own drawing, or by the modules' `reset_parameters`.
+
+    Modules that have weights and no `reset_parameters` keep what they have; they are named in a note.
+
+    Raises:
+        KdError: none of its modules can be reset.
+    """
+    fresh = private_copy(model)
+    # not the number itself: a net made under manual_seed(0) would come back as it once began
+    with seeded((seed * 1_000_003 + 0x5EED) % 2**32):
+        drawn = _from_config(model)
+        if drawn is not None:
+            fresh.load_state_dict(drawn.state_dict())
+            for module in fresh.modules():
+                # transformers draws the scales of some about zero, which lets no signal through
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.reset_parameters()
+            return fresh
+        kept = [name or type(module).__name__ for name, module in fresh.named_modules() if not _reset(module)]
+    holders = [name for name, module in fresh.named_modules() if module._parameters]
+    if len(kept) >= len(holders):
+        raise KdError(
+            f"{type(model).__name__} has no module with reset_parameters, so it can't begin anew",
+            "write reset_parameters(self) in the modules that hold weights",
+            "or give a fresh net of your own as --student, and run distill soft for each generation",
+        )
+    if kept:
+        context.note(f"kept as they were, having no reset_parameters: {', '.join(kept[:4])}{f' and {len(kept) - 4} more' if len(kept) > 4 else ''}")
+    return fresh
+
+
+def _from_config(model: nn.Module) -> nn.Module | None:
+    """A fresh transformers model of the same shapes, where the configuration tells them."""
+    config = getattr(model, "config", None)
+    if not type(model).__module__.startswith("transformers.") or config is None:
+        return None
+    drawn: nn.Module = type(model)(copy.deepcopy(config))
+    shapes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, drawn)]
+    return drawn if shapes[0] == shapes[1] else None
+
+
+def _reset(module: nn.Module) -> bool:
+    """Draw a module's own weights anew; whether that could be done, or there are none."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if reset is None:
+        return not module._parameters
+    reset()
+    return True
