@@ -84,7 +84,7 @@ def main(seeds: int) -> None:
     session = Session(net, train=transfer, task="embedding", measures=(), scratch=fresh)
     scratch = session.run(f"{LINES[0]} {STUDY.replace('layers=0,2,5', 'scratch')}").model
     rows.append(["soft --divergence cosine, from scratch", 0, f"{spearman(reference, cosines(scratch, held)):.3f}"])
-    untaught = session.run("distill soft --divergence cosine --no-labels --student layers=0,2,5 --steps 1 --learning-rate 1e-12").model
+    untaught = session.run("distill soft --divergence cosine --no-labels --student layers=0,2,5 --steps 1 --learning-rate 1e-12", on="@base").model
     rows.append(["not taught", "-", f"{spearman(reference, cosines(untaught, held)):.3f}"])
     batch = {key: value[:32] for key, value in held.items()}
     with torch.no_grad():

@@ -182,6 +182,8 @@ def test_batches_are_not_accumulated(stage: type[RelationStage]) -> None:
 def test_a_batch_of_one_is_refused(stage: type[RelationStage]) -> None:
     with pytest.raises(KdError, match="a batch of one item"):
         fit(zoo.mlp(), [stage()], context("mlp", items=1, size=1))
+    with pytest.raises(KdError, match="a batch of one item"):
+        fit(zoo.cnn(), [stage(batch_size=1)], context("cnn"))
 
 
 @stages
@@ -240,7 +242,7 @@ def test_two_relations_stand_in_one_loss() -> None:
     run = context("mlp", teacher=shaken(zoo.mlp()))
     figures = curve(Similarity(also=("relations --weight 2",), steps=1), zoo.mlp(), run)[0]
     assert {"label", "similarity", "distance", "angle"} <= figures.keys()
-    expected = 0.1 * figures["label"] + 0.9 * (3000 * figures["similarity"] + 2 * (25 * figures["distance"] + 50 * figures["angle"]))
+    expected = 0.5 * figures["label"] + 0.5 * (3000 * figures["similarity"] + 2 * (25 * figures["distance"] + 50 * figures["angle"]))
     assert figures["loss"] == pytest.approx(expected, rel=1e-4)
 
 

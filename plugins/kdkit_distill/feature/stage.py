@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class LayerStage(DistillStage):
     """A technique that compares what layers of student and teacher give."""
 
+    alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels', at .5 as the papers add them", ge=0, le=1, search=(0.3, 1.0))
     layers: tuple[str, ...] = param((), "pairs student_layer=teacher_layer, or one name for both; suggested when not said")
     match: Literal["uniform", "last"] = param("uniform", "which layers are suggested: spread over both nets, or the last ones")
     count: int | None = param(None, "how many pairs are suggested; as many as the student has to offer when not said", ge=1)
