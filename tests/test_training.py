@@ -591,6 +591,15 @@ def test_batch_norm_and_batches_of_one_are_told_apart_from_a_last_single_item() 
     assert run.notes[-1].endswith("in 4 steps")
 
 
+def test_batches_of_one_all_count_where_batch_norm_sees_places() -> None:
+    torch.manual_seed(0)
+    maps = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(8, 3))
+    run = context(points(5))
+    fit(maps, [stage_of(batch_size=1, epochs=1)], run)
+    assert not any("left out" in note for note in run.notes)
+    assert run.notes[-1].endswith("in 5 steps")
+
+
 def test_a_user_who_cancels_stops_within_a_step() -> None:
     run, steps = context(), []
 

@@ -159,7 +159,8 @@ class _Loop:
         self.batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
         self.window = self.options.accumulate * self.ranks
         relational = [title for title, part in parts.items() if part.whole_batch]
-        self.wants_two = self.batch_norm or bool(relational)
+        self.relational = bool(relational)
+        self.wants_two = self.batch_norm or self.relational
         if relational and self.options.accumulate > 1:
             raise KdError(f"{relational[0]} compares the items of a batch, so batches can't be accumulated", "leave out --accumulate, and make --batch-size what fits")
         self.epoch = self.step = 0
@@ -206,7 +207,7 @@ class _Loop:
         mine = window[self.rank :: self.ranks]
         progress = self.step / (self.steps - 1) if self.steps > 1 else 1.0
         for number, batch in enumerate(mine or window[:1], 1):
-            if self.wants_two and not self.batch_norm and batch.size == 1:
+            if self.relational and batch.size == 1:
                 raise KdError("a batch of one item has nothing to compare it with", "use a larger --batch-size")
             with self._unsynced() if number < len(mine) else contextlib.nullcontext():
                 seen = self._backward(batch.to(self.device), counts, progress, bool(mine))
@@ -273,11 +274,13 @@ class _Loop:
         return (self.context.seed * 1_000_003 + epoch) % 2**32
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch in its order; a last one of a single item is left out where batch norm can't take it."""
-        for index, batch in enumerate(self.data.batches(shuffle=True, seed=self._seed(epoch), batch_size=self.options.batch_size)):
-            if index and self.wants_two and batch.size == 1:
+        """The batches of an epoch in its order; a single item left over by larger ones is left out where batch norm can't take it."""
+        before = 1
+        for batch in self.data.batches(shuffle=True, seed=self._seed(epoch), batch_size=self.options.batch_size):
+            if before > 1 and self.wants_two and batch.size == 1:
                 self.left_out = True
             else:
+                before = batch.size
                 yield batch
 
     def _length(self) -> tuple[int, int]:

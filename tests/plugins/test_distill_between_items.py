@@ -19,7 +19,7 @@ from kdkit.errors import KdError
 from kdkit.tasks import Classification, Embedding
 from kdkit.training import fit
 from kdkit_distill.relation.correlation_congruence import CorrelationCongruence, correlation_congruence
-from kdkit_distill.relation.geometry import distances, unit, vectors
+from kdkit_distill.relation.geometry import distances, unit
 from kdkit_distill.relation.probability import Probability, neighbour_probabilities
 from kdkit_distill.relation.relations import Relations, angle_relations, distance_relations
 from kdkit_distill.relation.similarity import Similarity, similarity
@@ -114,12 +114,6 @@ def test_autocast_does_not_make_it_coarse(objective: Callable) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(student, teacher)
     assert torch.equal(found, objective(student, teacher))
-
-
-def test_vectors_of_tokens_are_their_mean_without_padding() -> None:
-    tokens, real = features(2, 12).view(2, 3, 4), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert torch.allclose(vectors(tokens, real), torch.stack([tokens[0, :2].mean(0), tokens[1].mean(0)]))
-    assert torch.allclose(vectors(tokens), tokens.mean(1))
 
 
 def test_unit_and_distances_are_what_torch_has() -> None:
