@@ -124,6 +124,29 @@ def test_a_fresh_net_lets_the_signal_through(name: str) -> None:
     assert seen[0].std(0).mean() > 0.01
 
 
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_fresh_student_says_in_eval_mode_what_it_says_in_train_mode(name: str) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randn(16, 3, 32, 32)
+    run = Context(Classification(), objects={"train": adopt_data([pixels], 16)})
+    net = of_catalogue(name, WIDTHS[name], teacher(3, 5), run)
+    assert not any(module.training for module in net.modules())
+    assert {module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)} <= {0.1}
+    with torch.no_grad():
+        calm = logits(Batch((pixels,)).call(net))
+        for module in net.modules():
+            module.training = isinstance(module, nn.BatchNorm2d)
+        busy = logits(Batch((pixels,)).call(net))
+    # running variances are of n - 1
+    assert (calm - busy).norm() < 0.2 * (busy - busy.mean(0)).norm()
+
+
+def test_a_single_example_leaves_the_statistics_of_batch_norm_alone() -> None:
+    run = Context(Classification(), objects={"train": adopt_data([torch.randn(1, 3, 32, 32)], 1)})
+    net = of_catalogue("mnasnet", 0.35, teacher(3, 5), run)
+    assert all(bool((module.running_var == 1).all()) for module in net.modules() if isinstance(module, nn.BatchNorm2d))  # type: ignore[union-attr]
+
+
 def test_a_logit_of_squeezenet_can_be_negative() -> None:
     torch.manual_seed(0)
     assert (maker("squeezenet")(20, width=0.25, size=32).eval()(torch.randn(2, 3, 32, 32)) < 0).any()

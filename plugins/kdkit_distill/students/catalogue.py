@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from kdkit.data import Batch
@@ -33,6 +34,8 @@ SMALLEST = 16
 def of_catalogue(name: str, width: float, teacher: nn.Module, context: Context) -> nn.Module:
     """A net of the catalogue with fresh weights, as many outputs as the teacher gives and inputs as the example batch has.
 
+    Its batch norms begin with the statistics of the example batch.
+
     Raises:
         KdError: the inputs are no images, or the outputs are not one a class.
     """
@@ -40,7 +43,35 @@ def of_catalogue(name: str, width: float, teacher: nn.Module, context: Context) 
     outputs = _outputs(teacher, context, name)
     module, _, maker = CATALOGUE[name].partition(":")
     make = getattr(importlib.import_module(f"kdkit_distill.students.{module}"), maker)
-    return make(classes=outputs, channels=pixels.shape[1], width=width, size=min(pixels.shape[2:])).eval()
+    return settled(make(classes=outputs, channels=pixels.shape[1], width=width, size=min(pixels.shape[2:])), pixels).eval()
+
+
+def settled(net: nn.Module, pixels: Tensor) -> nn.Module:
+    """The net with what its batch norms see of these images as their running statistics; one image by itself says nothing.
+
+    Depthwise convolutions of fresh nets give variances of some thousandths. Beside these the variance of 1 that batch norm begins
+    with takes a hundred steps to be forgotten, and in eval mode it is a factor for each of some fifty layers: EfficientNet that
+    classifies nine of ten items in train mode was at chance in eval mode.
+
+    Args:
+        net: left as it is otherwise; no random number is drawn.
+        pixels: (batch, channels, height, width).
+
+    >>> settled(nn.Sequential(nn.BatchNorm2d(1)), torch.tensor([1.0, 3.0]).view(2, 1, 1, 1))[0].running_mean
+    tensor([2.])
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    weight = next(net.parameters())
+    if len(pixels) < 2 or not norms:
+        return net
+    kept = [norm.momentum for norm in norms]
+    with evaluating(net):
+        for norm in norms:
+            norm.train().momentum = 1.0
+        net(pixels.to(weight.device, weight.dtype))
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+    return net
 
 
 def images(batch: Batch, name: str) -> Tensor:
