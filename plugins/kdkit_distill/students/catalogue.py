@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from kdkit.data import Batch
