@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks.contract import wide
+from kdkit_distill.precision import wide_pair
 
 Sequence = Literal["text", "patches", "frames"]
 """What tokens are: words, squares of an image, or moments of a sound; it decides what may be done where their numbers differ."""
@@ -50,7 +51,7 @@ class Projection(nn.Module):
         super().__init__()
         self.sequence = sequence
         one, two = matched_shapes(student, teacher, sequence)
-        width, wanted = (shape[1] if len(shape) == 4 else shape[-1] for shape in (one, two))
+        width, wanted = width_of(one), width_of(two)
         self.map: nn.Module = nn.Identity()
         if width != wanted:
             self.map = nn.Conv2d(width, wanted, 1) if len(one) == 4 else nn.Linear(width, wanted)
@@ -69,8 +70,28 @@ class Projection(nn.Module):
         """
         one, two = matched(wide(student), wide(teacher), self.sequence)
         if isinstance(self.map, nn.Conv2d | nn.Linear):
-            one = wide(self.map(one.to(self.map.weight.dtype)))
-        return one, two.to(one.dtype)
+            one = self.map(one.to(self.map.weight.dtype))
+        return wide_pair(one, two)
+
+
+def bridge(student: Tensor, teacher: Tensor) -> nn.Module:
+    """A linear map of tokens or vectors (..., width) from the student's width to the teacher's, without a bias; nothing where they are equal.
+
+    >>> import torch
+    >>> bridge(torch.zeros(2, 5, 8), torch.zeros(2, 5, 16)), bridge(torch.zeros(2, 8), torch.zeros(2, 8))
+    (Linear(in_features=8, out_features=16, bias=False), Identity())
+    """
+    widths = student.shape[-1], teacher.shape[-1]
+    return nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths, bias=False)
+
+
+def width_of(shape: tuple[int, ...]) -> int:
+    """A feature's width by its shape: the channels of a map, the size of a token or vector.
+
+    >>> width_of((8, 16, 4, 4)), width_of((8, 5, 32))
+    (16, 32)
+    """
+    return shape[1] if len(shape) == 4 else shape[-1]
 
 
 def matched_shapes(student: tuple[int, ...], teacher: tuple[int, ...], sequence: Sequence = "text") -> tuple[tuple[int, ...], tuple[int, ...]]:

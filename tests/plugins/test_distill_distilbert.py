@@ -14,8 +14,8 @@ from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Embedding, TokenClassification
 from kdkit.training import fit
-from kdkit_distill.response.divergences import soft_labels
-from kdkit_distill.transformer.distilbert import DistilBert, directions
+from kdkit_distill.response.divergences import cosine_distance, soft_labels
+from kdkit_distill.transformer.distilbert import DistilBert
 from tests import zoo
 from tests.plugins.test_distill_soft import fingerprint, weights
 from tests.plugins.test_distill_tinybert import attended, bert, context, curve, random, sentences
@@ -40,18 +40,18 @@ def test_it_is_one_less_the_cosine_written_out() -> None:
         for token in range(3):
             one, two = student[item, token].tolist(), teacher[item, token].tolist()
             cosine = sum(a * b for a, b in zip(one, two, strict=True)) / math.hypot(*one) / math.hypot(*two)
-            assert directions(student, teacher)[item, token].item() == pytest.approx(1 - cosine, rel=1e-9)
+            assert cosine_distance(student, teacher)[item, token].item() == pytest.approx(1 - cosine, rel=1e-9)
 
 
 def test_it_is_torchs_cosine_embedding_loss() -> None:
     student, teacher = random(6, 4), random(6, 4, seed=1)
-    assert torch.allclose(directions(student, teacher), nn.functional.cosine_embedding_loss(student, teacher, torch.ones(6), reduction="none"))
+    assert torch.allclose(cosine_distance(student, teacher), nn.functional.cosine_embedding_loss(student, teacher, torch.ones(6), reduction="none"))
 
 
 def test_states_of_one_direction_give_zero_and_gradients_are_those_of_finite_differences() -> None:
     student, teacher = random(6, 4).requires_grad_(), random(6, 4, seed=1)
-    assert torch.autograd.gradcheck(lambda rows: directions(rows, teacher), student)
-    found = directions(student, 3 * student.detach())
+    assert torch.autograd.gradcheck(lambda rows: cosine_distance(rows, teacher), student)
+    found = cosine_distance(student, 3 * student.detach())
     found.sum().backward()
     assert found.abs().max() < 1e-12
     assert student.grad.abs().max() < 1e-12
@@ -60,7 +60,7 @@ def test_states_of_one_direction_give_zero_and_gradients_are_those_of_finite_dif
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_extreme_states_zeros_and_half_precision_stay_finite(dtype: torch.dtype) -> None:
     student = torch.tensor([[6e4, -6e4], [0.0, 0.0], [1e-7, 0.0]]).to(dtype).requires_grad_()
-    found = directions(student, torch.tensor([[-6e4, 6e4], [1.0, 1.0], [1.0, 0.0]]).to(dtype))
+    found = cosine_distance(student, torch.tensor([[-6e4, 6e4], [1.0, 1.0], [1.0, 0.0]]).to(dtype))
     found.sum().backward()
     assert found.dtype == torch.float32
     assert torch.allclose(found, torch.tensor([2.0, 1.0, 0.0]), atol=1e-3)

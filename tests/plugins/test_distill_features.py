@@ -19,9 +19,10 @@ from kdkit_distill.feature.attention import Attention
 from kdkit_distill.feature.contrast import Contrast
 from kdkit_distill.feature.hints import Hints
 from kdkit_distill.feature.review import Review
-from kdkit_distill.feature.stage import counted, mean_of_real, vectors
+from kdkit_distill.feature.stage import counted
 from kdkit_distill.feature.variational import Variational
 from kdkit_distill.lesson import DistillStage
+from kdkit_distill.pooling import vectors
 from tests import zoo
 from tests.plugins.lessons import bert, context, fingerprint, numbers, of_zoo, sentences, taught, weights
 from tests.test_interrupts import interrupted, moments
@@ -164,7 +165,7 @@ def test_an_items_vector_is_the_mean_over_what_is_real() -> None:
     tokens = torch.arange(12.0).view(2, 3, 2)
     assert vectors(tokens, batch).tolist() == [[1.0, 2.0], [10.0, 11.0]]
     assert torch.equal(vectors(tokens.view(2, 3, 2, 1), batch), tokens.mean(2))
-    assert torch.equal(mean_of_real(tokens, Batch((tokens,))), tokens.mean(1))
+    assert torch.equal(vectors(tokens, Batch((tokens,))), tokens.mean(1))
 
 
 def test_a_layer_that_runs_several_times_is_named() -> None:

@@ -40,7 +40,7 @@ def test_the_larger_map_is_pooled_to_the_smaller() -> None:
 
 
 def test_tokens_are_places_and_padding_is_none() -> None:
-    lower, upper, real = maps(2, 4, 3), maps(2, 4, 5, seed=1), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    lower, upper, real = maps(2, 4, 3), maps(2, 4, 5, seed=1), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
     expected = torch.stack([lower[0, :2].T @ upper[0, :2] / 2, lower[1].T @ upper[1] / 4])
     assert torch.allclose(flow(lower, upper, real), expected)
 

@@ -15,8 +15,8 @@ from kdkit.data import adopt_data
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Embedding
 from kdkit.training import fit
+from kdkit_distill.transformer.masks import seen_pairs
 from kdkit_distill.transformer.minilm import MiniLM, attention_distributions, relation_heads, self_relations
-from kdkit_distill.transformer.stack import seen_pairs
 from tests import zoo
 from tests.plugins.test_distill_soft import fingerprint, weights
 from tests.plugins.test_distill_tinybert import REAL, attended, bert, context, curve, made, random, sentences

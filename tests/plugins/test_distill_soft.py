@@ -21,7 +21,7 @@ from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import CausalLM, Classification, Embedding, MultiLabel, Regression, Task
 from kdkit.training import fit
-from kdkit_distill.response.divergences import apart, jensen_shannon, kullback_leibler, reverse, soft_labels, squared
+from kdkit_distill.response.divergences import cosine_distance, jensen_shannon, kullback_leibler, reverse, soft_labels, squared
 from kdkit_distill.response.soft import Soft
 from kdkit_tune.finetune import Finetune
 from tests.test_interrupts import interrupted, moments
@@ -122,7 +122,7 @@ OTHERS: dict[str, Callable[..., Tensor]] = {
     "jensen-shannon": jensen_shannon,
     "jensen-shannon, b 0.1": lambda student, teacher, temperature=1.0: jensen_shannon(student, teacher, temperature, 0.1),
     "mse": squared,
-    "cosine": lambda student, teacher, temperature=1.0: apart(student, teacher),
+    "cosine": lambda student, teacher, temperature=1.0: cosine_distance(student, teacher),
 }
 
 
@@ -174,8 +174,8 @@ def test_cosine_is_the_formula_written_out() -> None:
     student, teacher, expected = logits(7, 5), logits(7, 5, seed=1), []
     for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
         expected.append(1 - sum(a * b for a, b in zip(s, t, strict=True)) / math.sqrt(sum(a * a for a in s) * sum(b * b for b in t)))
-    assert apart(student, teacher).tolist() == pytest.approx(expected, rel=1e-6)
-    assert torch.allclose(apart(student, teacher), apart(student * 7, teacher / 3))
+    assert cosine_distance(student, teacher).tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(cosine_distance(student, teacher), cosine_distance(student * 7, teacher / 3))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -431,7 +431,7 @@ def test_tasks_without_classes_are_refused_with_the_way_out(task: Task, divergen
 @pytest.mark.parametrize("task", [Regression(), Embedding(), MultiLabel()])
 def test_numbers_and_vectors_are_compared_by_mse_and_cosine_at_temperature_1(task: Task, divergence: str) -> None:
     student, teacher, x = net(0), net(1).eval(), points()[0]
-    objective = {"mse": squared, "cosine": apart}[divergence]
+    objective = {"mse": squared, "cosine": cosine_distance}[divergence]
     expected = objective(copy.deepcopy(student).train()(x), teacher(x)).mean().item()
     stage = Soft(labels=False, divergence=divergence, epochs=8, learning_rate=0.02)
     assert list(stage.check(student, context(x, teacher, task))) == []

@@ -20,7 +20,8 @@ from kdkit.training import fit
 from kdkit_distill.lesson import DistillStage
 from kdkit_distill.matching import Capture
 from kdkit_distill.transformer.layers import Layers, attention_scores, hidden_states, prediction, uniform_map
-from kdkit_distill.transformer.stack import real_tokens, seen_pairs, stack_of
+from kdkit_distill.transformer.masks import compared_tokens, seen_pairs
+from kdkit_distill.transformer.stack import stack_of
 from tests import zoo
 from tests.plugins.test_distill_soft import fingerprint, weights
 
@@ -369,7 +370,7 @@ def test_labels_count_only_where_asked_for() -> None:
 
 def test_other_tokens_are_refused() -> None:
     with pytest.raises(KdError, match="for \\(8, 9\\) of the batch"):
-        real_tokens(sentences(), torch.zeros(8, 12, 4))
+        compared_tokens(sentences(), torch.zeros(8, 12, 4))
 
 
 def test_the_rule_of_every_stage_holds() -> None:

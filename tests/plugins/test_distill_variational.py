@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdkit_distill.feature.variational import LEAST_VARIANCE, Prediction, Variational, surprise
+from kdkit_distill.feature.variational import LEAST_VARIANCE, Prediction, Variational, negative_log_likelihood
 from tests import zoo
 from tests.plugins.lessons import context, numbers, of_zoo, taught
 
@@ -16,7 +16,7 @@ from tests.plugins.lessons import context, numbers, of_zoo, taught
 @pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 3, 2, 2)])
 def test_it_is_the_formula_written_out(shape: tuple[int, ...]) -> None:
     mean, teacher, variance = numbers(*shape), numbers(*shape, seed=1), numbers(3, seed=2).exp()
-    found = surprise(mean, variance, teacher)
+    found = negative_log_likelihood(mean, variance, teacher)
     expected = torch.empty_like(mean)
     for place in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
         v = variance[place[1] if len(shape) == 4 else place[-1]].item()
@@ -29,13 +29,13 @@ def test_it_is_the_formula_written_out(shape: tuple[int, ...]) -> None:
 def test_it_is_torchs_gaussian_loss() -> None:
     mean, teacher, variance = numbers(6, 3), numbers(6, 3, seed=1), numbers(3, seed=2).exp()
     reference = torch.nn.functional.gaussian_nll_loss(mean, teacher, variance.expand(6, 3))
-    assert surprise(mean, variance, teacher).mean().item() == pytest.approx(reference.item(), rel=1e-12)
+    assert negative_log_likelihood(mean, variance, teacher).mean().item() == pytest.approx(reference.item(), rel=1e-12)
 
 
 def test_the_best_variance_is_the_squared_error_that_is_left() -> None:
     mean, teacher = numbers(50, 1), numbers(50, 1, seed=1)
     error = (mean - teacher).square().mean()
-    values = [surprise(mean, (error * factor).view(1), teacher).mean() for factor in (0.9, 1.0, 1.1)]
+    values = [negative_log_likelihood(mean, (error * factor).view(1), teacher).mean() for factor in (0.9, 1.0, 1.1)]
     assert values[1] == min(values)
     assert values[1].item() == pytest.approx(0.5 * (1 + math.log(error.item())), rel=1e-9)
 
@@ -43,7 +43,7 @@ def test_the_best_variance_is_the_squared_error_that_is_left() -> None:
 def test_a_prediction_that_is_right_has_no_gradient_but_the_variance_has() -> None:
     """A right prediction's value is half the log of the variance, and not zero: it may still be more certain."""
     mean, variance = numbers(4, 3).requires_grad_(), torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
-    loss = surprise(mean, variance, mean.detach())
+    loss = negative_log_likelihood(mean, variance, mean.detach())
     loss.sum().backward()
     assert torch.allclose(loss, torch.full_like(loss, 0.5 * math.log(2)))
     assert (mean.grad == 0).all()

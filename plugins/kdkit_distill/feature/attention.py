@@ -23,7 +23,8 @@ from kdkit.contract import param
 from kdkit.errors import KdError
 from kdkit.tasks.contract import wide
 from kdkit.training import Term
-from kdkit_distill.feature.stage import LayerStage, placed, real_tokens, term_name
+from kdkit_distill.feature.stage import LayerStage, placed, term_name
+from kdkit_distill.pooling import real_tokens
 from kdkit_distill.projections import matched, sequence_of
 from kdkit_distill.signals import Exchange
 

@@ -29,8 +29,10 @@ from kdkit.contract import param
 from kdkit.errors import KdError
 from kdkit.tasks.contract import wide
 from kdkit.training import Step, Term
-from kdkit_distill.feature.stage import LayerStage, term_name, vectors
-from kdkit_distill.matching import penultimate, suggested
+from kdkit_distill.feature.stage import LayerStage, term_name
+from kdkit_distill.matching import penultimate
+from kdkit_distill.pooling import vectors
+from kdkit_distill.projections import width_of
 from kdkit_distill.signals import Exchange, Pair
 
 if TYPE_CHECKING:
@@ -165,7 +167,7 @@ class Contrast(LayerStage):
 
     def suggested_pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
         if teacher is None or self.count is not None:
-            return suggested(student, teacher, context.example, self.match, self.count)
+            return super().suggested_pairs(student, teacher, context)
         return (Pair(penultimate(student, context.example), penultimate(teacher, context.example)),)
 
     def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
@@ -180,8 +182,7 @@ class Contrast(LayerStage):
             raise KdError(f"{self.title} tells items from one another, and {data.why} has {data.items}", "give more data")
         made = nn.ModuleDict()
         for number, (student, teacher) in enumerate(features):
-            one, two = (feature.shape[1] if feature.dim() == 4 else feature.shape[-1] for feature in (student, teacher))
-            made[str(number)] = Bank(one, two, data.items, context.seed).to(student.device, wide(student).dtype)
+            made[str(number)] = Bank(width_of(student.shape), width_of(teacher.shape), data.items, context.seed).to(student.device, wide(student).dtype)
         return made
 
     def terms(self, seen: Exchange) -> Iterable[Term]:

@@ -15,9 +15,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdkit.contract import param
-from kdkit.tasks.contract import wide
 from kdkit.training import Term
 from kdkit_distill.feature.stage import ProjectedStage, counted, term_name
+from kdkit_distill.precision import wide_pair
 from kdkit_distill.signals import Exchange
 
 
@@ -35,8 +35,8 @@ def hint_distance(student: Tensor, teacher: Tensor) -> Tensor:
     >>> hint_distance(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
     tensor([1., 1.])
     """
-    student = wide(student)
-    squared = (student - wide(teacher).to(student.dtype)).square()
+    student, teacher = wide_pair(student, teacher)
+    squared = (student - teacher).square()
     return squared.mean(-1) if squared.dim() == 3 else squared.flatten(1).mean(1)
 
 

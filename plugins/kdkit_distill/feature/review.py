@@ -24,6 +24,7 @@ from kdkit.errors import KdError
 from kdkit.tasks.contract import wide
 from kdkit.training import Term
 from kdkit_distill.feature.stage import LayerStage, term_name
+from kdkit_distill.precision import wide_pair
 from kdkit_distill.projections import matched, matched_shapes, sequence_of
 from kdkit_distill.signals import Exchange
 
@@ -47,8 +48,7 @@ def hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
     >>> hierarchical_distance(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8))
     tensor([1., 1.])
     """
-    student = wide(student)
-    teacher = wide(teacher).to(student.dtype)
+    student, teacher = wide_pair(student, teacher)
     total, weight, held = (student - teacher).square().flatten(1).mean(1), 1.0, 1.0
     for scale in SCALES:
         if scale < student.shape[2]:
@@ -128,8 +128,7 @@ class Review(LayerStage):
         return nn.ModuleDict({"reviewer": reviewer.to(features[0][0].device, wide(features[0][0]).dtype)})
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
-        both = [(wide(student), wide(teacher)) for _, student, teacher in seen.features()]
         weights = next(seen.modules.parameters())
-        fused = seen.modules["reviewer"]([student.to(weights.dtype) for student, _ in both])
-        for pair, mine, (_, theirs) in zip(seen.pairs, fused, both, strict=True):
-            yield Term(term_name("review", pair, seen), hierarchical_distance(*matched(wide(mine), theirs, sequence_of(seen.step.batch))))
+        fused = seen.modules["reviewer"]([student.to(weights.dtype) for _, student, _ in seen.features()])
+        for pair, mine, (_, _, theirs) in zip(seen.pairs, fused, seen.features(), strict=True):
+            yield Term(term_name("review", pair, seen), hierarchical_distance(*matched(*wide_pair(mine, theirs), sequence_of(seen.step.batch))))

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor, nn
 
 from kdkit.contract import param
-from kdkit.data import Batch
-from kdkit.tasks.contract import wide
 from kdkit.training import Step
 from kdkit_distill.lesson import DistillStage
 from kdkit_distill.matching import parsed, suggested
 from kdkit_distill.outline import observed
+from kdkit_distill.pooling import real_tokens, token_mean
+from kdkit_distill.precision import wide_pair
 from kdkit_distill.projections import Projection, matched, sequence_of
 from kdkit_distill.signals import Exchange, Pair
 
@@ -61,23 +60,12 @@ class ProjectedStage(LayerStage):
 def placed(seen: Exchange) -> Iterator[tuple[Tensor, Tensor]]:
     """(student's, teacher's) with as many places for each pair, whatever their widths; at least float32."""
     for _, student, teacher in seen.features():
-        one, two = matched(wide(student), wide(teacher), sequence_of(seen.step.batch))
-        yield one, two.to(one.dtype)
+        yield matched(*wide_pair(student, teacher), sequence_of(seen.step.batch))
 
 
 def term_name(kind: str, pair: Pair, seen: Exchange) -> str:
     """The kind of a pair's term, with its layer where there are several."""
     return kind if len(seen.pairs) == 1 else f"{kind} {pair.student}"
-
-
-def real_tokens(batch: Batch, tokens: int) -> Tensor | None:
-    """Which of an item's tokens are no padding, (batch, tokens) bool; None where the inputs don't say.
-
-    >>> real_tokens(Batch(kwargs={"attention_mask": torch.tensor([[1, 1, 0]])}), 3)
-    tensor([[ True,  True, False]])
-    """
-    mask = batch.kwargs.get("attention_mask")
-    return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens else None
 
 
 def counted(values: Tensor, step: Step) -> Tensor:
@@ -91,30 +79,4 @@ def counted(values: Tensor, step: Step) -> Tensor:
     mask = step.task.mask(step.batch)
     if mask is not None and mask.shape == values.shape:
         return values
-    return mean_of_real(values, step.batch)
-
-
-def mean_of_real(values: Tensor, batch: Batch) -> Tensor:
-    """The mean over an item's real tokens: (batch, tokens, ...) -> (batch, ...).
-
-    >>> batch = Batch(kwargs={"attention_mask": torch.tensor([[1, 1, 0]])})
-    >>> mean_of_real(torch.tensor([[1.0, 3.0, torch.inf]]), batch)
-    tensor([2.])
-    """
-    real = real_tokens(batch, values.shape[1])
-    if real is None:
-        return values.mean(1)
-    real = real.to(values.device).reshape(*real.shape, *[1] * (values.dim() - 2))
-    return torch.where(real, values, 0.0).sum(1) / real.sum(1).clamp_min(1)
-
-
-def vectors(feature: Tensor, batch: Batch) -> Tensor:
-    """One vector an item: a map's mean over its places, tokens' over the real ones; at least float32.
-
-    Args:
-        feature: (batch, channels, height, width), (batch, tokens, hidden) or (batch, size).
-    """
-    feature = wide(feature)
-    if feature.dim() == 3:
-        return mean_of_real(feature, batch)
-    return feature.flatten(2).mean(2) if feature.dim() > 3 else feature
+    return token_mean(values, real_tokens(step.batch, values.shape[1]))

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from kdkit.tasks.contract import wide
 from kdkit.training import Term
 from kdkit_distill.feature.stage import LayerStage, counted, term_name
-from kdkit_distill.projections import Sequence, matched, matched_shapes, sequence_of
+from kdkit_distill.precision import wide_pair
+from kdkit_distill.projections import Sequence, matched, matched_shapes, sequence_of, width_of
 from kdkit_distill.signals import Exchange
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ LEAST_VARIANCE = 1e-5
 BEGINNING_VARIANCE = 5.0
 
 
-def surprise(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
+def negative_log_likelihood(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
     """½ [(mean - teacher)² / variance + log variance]: -log of a normal density, but for a constant.
 
     Args:
@@ -44,12 +45,13 @@ def surprise(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (batch,), the mean over all of a map; for tokens (batch, tokens).
 
-    >>> surprise(torch.zeros(2, 3), torch.ones(3), torch.ones(2, 3))
+    >>> negative_log_likelihood(torch.zeros(2, 3), torch.ones(3), torch.ones(2, 3))
     tensor([0.5000, 0.5000])
     """
-    mean, variance = wide(mean), wide(variance)
+    mean, teacher = wide_pair(mean, teacher)
+    variance = wide(variance)
     spread = variance[:, None, None] if mean.dim() == 4 else variance
-    values = 0.5 * ((mean - wide(teacher).to(mean.dtype)).square() / spread + spread.log())
+    values = 0.5 * ((mean - teacher).square() / spread + spread.log())
     return values.mean(-1) if values.dim() == 3 else values.flatten(1).mean(1)
 
 
@@ -65,7 +67,7 @@ class Prediction(nn.Module):
         super().__init__()
         self.sequence = sequence
         one, two = matched_shapes(student, teacher, sequence)
-        width, wanted = (shape[1] if len(shape) == 4 else shape[-1] for shape in (one, two))
+        width, wanted = width_of(one), width_of(two)
 
         def mix(inputs: int) -> nn.Module:
             return nn.Conv2d(inputs, wanted, 1, bias=False) if len(one) == 4 else nn.Linear(inputs, wanted, bias=False)
@@ -79,9 +81,9 @@ class Prediction(nn.Module):
         return F.softplus(self.scale) + LEAST_VARIANCE
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """How surprising the teacher's feature is: see `surprise`."""
+        """What the teacher's feature costs: see `negative_log_likelihood`."""
         one, two = matched(wide(student), wide(teacher), self.sequence)
-        return surprise(self.mean(one.to(self.scale.dtype)), self.variance, two)
+        return negative_log_likelihood(self.mean(one.to(self.scale.dtype)), self.variance, two)
 
 
 class Variational(LayerStage):

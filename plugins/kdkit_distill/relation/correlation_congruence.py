@@ -14,15 +14,16 @@ Pitfalls: the paper states no weight that fits this normalization; 100 brings it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kdkit.contract import param
-from kdkit.tasks.contract import wide
-from kdkit_distill.relation.geometry import full_precision, unit
+from kdkit_distill.precision import full_precision, wide_pair
+from kdkit_distill.relation.geometry import unit
 from kdkit_distill.relation.stage import RelationStage
 
 
@@ -42,8 +43,8 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4,
     >>> correlation_congruence(torch.eye(3), 2 * torch.eye(3))
     tensor([0., 0., 0.])
     """
-    mine, theirs = (_kernel(wide(each).flatten(1), gamma, order) for each in (student, teacher))
-    return (mine - theirs.to(mine.dtype)).square().mean(1)
+    mine, theirs = (_kernel(each.flatten(1), gamma, order) for each in wide_pair(student, teacher))
+    return (mine - theirs).square().mean(1)
 
 
 def _kernel(rows: Tensor, gamma: float, order: int) -> Tensor:
@@ -69,6 +70,5 @@ class CorrelationCongruence(RelationStage):
     gamma: float = param(0.4, "how fast the kernel falls with distance", gt=0, search=(0.1, 2))
     order: int = param(2, "of the kernel's Taylor series", ge=1, advanced=True)
 
-    def compared(self, both: list[tuple[Tensor, Tensor]]) -> Iterable[tuple[str, float, Tensor]]:
-        values = [correlation_congruence(student, teacher, self.gamma, self.order) for student, teacher in both]
-        yield "correlation-congruence", 1.0, torch.stack(values).sum(0)
+    def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
+        yield "correlation-congruence", 1.0, partial(correlation_congruence, gamma=self.gamma, order=self.order)

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +25,9 @@ from kdkit.errors import KdError
 from kdkit.tasks.contract import wide
 from kdkit.training import Term
 from kdkit_distill.feature.stage import LayerStage
-from kdkit_distill.relation.geometry import full_precision
+from kdkit_distill.pooling import real_tokens
+from kdkit_distill.precision import full_precision
+from kdkit_distill.projections import bridge
 from kdkit_distill.signals import Exchange, Pair
 
 if TYPE_CHECKING:
@@ -38,19 +41,18 @@ def flow(lower: Tensor, upper: Tensor, real: Tensor | None = None) -> Tensor:
     Args:
         lower: maps (batch, channels, height, width), or tokens (batch, tokens, channels); computed in float32 at least.
         upper: the like from another layer; of maps, the larger is pooled to the smaller.
-        real: (batch, tokens), not 0 where a token is no padding.
+        real: (batch, tokens) bool, which tokens are no padding.
 
     Returns:
         (batch, channels of lower, channels of upper).
 
-    >>> import torch
     >>> flow(torch.ones(2, 3, 8, 8), torch.ones(2, 5, 4, 4)).shape
     torch.Size([2, 3, 5])
     """
     lower, upper = wide(lower), wide(upper)
     if lower.dim() == 3:
-        kept = lower.new_ones(lower.shape[:2]) if real is None else (real != 0).to(lower)
-        lower, upper = (each.masked_fill(kept[..., None] == 0, 0.0) for each in (lower, upper))
+        kept = lower.new_ones(lower.shape[:2], dtype=torch.bool) if real is None else real.to(lower.device)
+        lower, upper = (each.masked_fill(~kept[..., None], 0.0) for each in (lower, upper))
         return lower.transpose(1, 2) @ upper / kept.sum(1).clamp_min(1)[:, None, None]
     size = (min(lower.shape[2], upper.shape[2]), min(lower.shape[3], upper.shape[3]))
     one, two = (F.adaptive_avg_pool2d(each, size).flatten(2) for each in (lower, upper))
@@ -60,7 +62,6 @@ def flow(lower: Tensor, upper: Tensor, real: Tensor | None = None) -> Tensor:
 def flow_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean squared difference of two flows: (batch, one, two) each -> (batch,).
 
-    >>> import torch
     >>> flow_difference(torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
     tensor([1., 1.])
     """
@@ -93,21 +94,21 @@ class Flow(LayerStage):
                     f"{self.title}: layers that give {tuple(student.shape)} and {tuple(teacher.shape)} have no flow to compare",
                     "choose layers that all give maps (batch, channels, height, width), or all tokens (batch, tokens, hidden)",
                 )
-            axis = 1 if student.dim() == 4 else 2
-            if student.shape[axis] != teacher.shape[axis]:
-                found[str(number)] = nn.Linear(student.shape[axis], teacher.shape[axis], bias=False)
+            found[str(number)] = bridge(_channels_last(student), _channels_last(teacher))
         return found
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
-        real = seen.step.batch.kwargs.get("attention_mask")
-        mine, theirs = [], []
-        for key, student, teacher in seen.features():
-            mine.append(_projected(student, seen.modules[key]) if key in seen.modules else student)
-            theirs.append(teacher)
+        real = real_tokens(seen.step.batch)
+        mine = [_bridged(student, seen.modules[key]) for key, student, _ in seen.features()]
+        theirs = [teacher for *_, teacher in seen.features()]
         parts = [flow_difference(flow(*student, real=real), flow(*teacher, real=real)) for student, teacher in zip(pairwise(mine), pairwise(theirs), strict=True)]
-        yield Term("flow", sum(parts[1:], parts[0]))
+        yield Term("flow", torch.stack(parts).sum(0))
 
 
-def _projected(feature: Tensor, linear: nn.Module) -> Tensor:
+def _channels_last(feature: Tensor) -> Tensor:
+    return feature.movedim(1, -1) if feature.dim() == 4 else feature
+
+
+def _bridged(feature: Tensor, linear: nn.Module) -> Tensor:
     """A linear map of the channels."""
     return linear(feature) if feature.dim() == 3 else linear(feature.movedim(1, -1)).movedim(-1, 1)

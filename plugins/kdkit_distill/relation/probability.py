@@ -13,15 +13,15 @@ are nearly uniform and the loss is small.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kdkit.contract import param
-from kdkit.tasks.contract import wide
-from kdkit_distill.relation.geometry import full_precision, unit
+from kdkit_distill.precision import full_precision, wide_pair
+from kdkit_distill.relation.geometry import unit
 from kdkit_distill.relation.stage import RelationStage
 
 LEAST = 1e-7
@@ -42,8 +42,7 @@ def neighbour_probabilities(student: Tensor, teacher: Tensor) -> Tensor:
     >>> neighbour_probabilities(torch.eye(3), 2 * torch.eye(3))
     tensor([0., 0., 0.])
     """
-    said, asked = (_log_shares(wide(each).flatten(1)) for each in (student, teacher))
-    asked = asked.to(said.dtype)
+    said, asked = (_log_shares(each.flatten(1)) for each in wide_pair(student, teacher))
     return (asked.exp() * (asked - said)).sum(1)
 
 
@@ -67,5 +66,5 @@ class Probability(RelationStage):
 
     weight: float = param(470.0, "factor of the technique's terms", gt=0, search=(50, 5000))
 
-    def compared(self, both: list[tuple[Tensor, Tensor]]) -> Iterable[tuple[str, float, Tensor]]:
-        yield "probability", 1.0, sum((neighbour_probabilities(*each) for each in both[1:]), neighbour_probabilities(*both[0]))
+    def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
+        yield "probability", 1.0, neighbour_probabilities

@@ -12,7 +12,7 @@ corners at a time and computing them again in the backward pass, time is not. Ab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kdkit.contract import param
-from kdkit.tasks.contract import wide
-from kdkit_distill.relation.geometry import distances, full_precision, unit
+from kdkit_distill.precision import full_precision, wide_pair
+from kdkit_distill.relation.geometry import distances, unit
 from kdkit_distill.relation.stage import RelationStage
 
 AT_ONCE = 2**24
@@ -43,8 +43,8 @@ def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
     >>> distance_relations(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [6.0]]))
     tensor([0., 0., 0.])
     """
-    mine, theirs = (_relative(distances(wide(each).flatten(1))) for each in (student, teacher))
-    return F.smooth_l1_loss(mine, theirs.to(mine.dtype), reduction="none").mean(1)
+    mine, theirs = (_relative(distances(each.flatten(1))) for each in wide_pair(student, teacher))
+    return F.smooth_l1_loss(mine, theirs, reduction="none").mean(1)
 
 
 @full_precision
@@ -63,7 +63,7 @@ def angle_relations(student: Tensor, teacher: Tensor, at_once: int = AT_ONCE) ->
     >>> angle_relations(corners, 3 * corners)
     tensor([0., 0., 0.])
     """
-    mine, theirs = wide(student).flatten(1), wide(teacher).flatten(1)
+    mine, theirs = (each.flatten(1) for each in wide_pair(student, teacher))
     items = len(mine)
     corners = max(1, at_once // (items * (items + mine.shape[1] + theirs.shape[1])))
     if corners >= items:
@@ -80,7 +80,7 @@ def _relative(distance: Tensor) -> Tensor:
 
 def _at_corners(student: Tensor, teacher: Tensor, start: int, stop: int) -> Tensor:
     mine, theirs = _cosines(student, start, stop), _cosines(teacher, start, stop)
-    return F.smooth_l1_loss(mine, theirs.to(mine.dtype), reduction="none").mean((1, 2))
+    return F.smooth_l1_loss(mine, theirs, reduction="none").mean((1, 2))
 
 
 def _cosines(rows: Tensor, start: int, stop: int) -> Tensor:
@@ -101,7 +101,8 @@ class Relations(RelationStage):
     distance_weight: float = param(25.0, "factor of the distances", ge=0, search=(1, 100))
     angle_weight: float = param(50.0, "factor of the angles; 0 leaves them out", ge=0, search=(1, 100))
 
-    def compared(self, both: list[tuple[Tensor, Tensor]]) -> Iterable[tuple[str, float, Tensor]]:
-        for name, weight, objective in (("distance", self.distance_weight, distance_relations), ("angle", self.angle_weight, angle_relations)):
-            if weight:
-                yield name, weight, sum((objective(*each) for each in both[1:]), objective(*both[0]))
+    def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
+        if self.distance_weight:
+            yield "distance", self.distance_weight, distance_relations
+        if self.angle_weight:
+            yield "angle", self.angle_weight, angle_relations

@@ -10,14 +10,14 @@ weights are not comparable between batch sizes), and batches can't be accumulate
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from torch import Tensor
 
 from kdkit.contract import param
-from kdkit.tasks.contract import wide
-from kdkit_distill.relation.geometry import full_precision, unit
+from kdkit_distill.precision import full_precision, wide_pair
+from kdkit_distill.relation.geometry import unit
 from kdkit_distill.relation.stage import RelationStage
 
 
@@ -36,8 +36,8 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     >>> similarity(torch.eye(2), torch.ones(2, 3)).round(decimals=4)
     tensor([0.2929, 0.2929])
     """
-    mine, theirs = (unit(_gram(wide(each).flatten(1))) for each in (student, teacher))
-    return (mine - theirs.to(mine.dtype)).square().mean(1)
+    mine, theirs = (unit(_gram(each.flatten(1))) for each in wide_pair(student, teacher))
+    return (mine - theirs).square().mean(1)
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -59,5 +59,5 @@ class Similarity(RelationStage):
 
     weight: float = param(3000.0, "factor of the technique's terms", gt=0, search=(300, 30000))
 
-    def compared(self, both: list[tuple[Tensor, Tensor]]) -> Iterable[tuple[str, float, Tensor]]:
-        yield "similarity", 1.0, sum((similarity(*each) for each in both[1:]), similarity(*both[0]))
+    def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
+        yield "similarity", 1.0, similarity

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from kdkit.contract import param
-from kdkit.tasks.contract import wide
 from kdkit.training import Term
+from kdkit_distill.precision import wide_pair
 from kdkit_distill.response.stage import ResponseStage
 from kdkit_distill.signals import Exchange
 
@@ -80,8 +80,7 @@ def intra_class(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
 
 
 def _shares(student: Tensor, teacher: Tensor, temperature: float) -> Iterator[Tensor]:
-    said = wide(student)
-    return (torch.softmax(logits / temperature, -1) for logits in (said, wide(teacher).to(said.dtype)))
+    return (torch.softmax(logits / temperature, -1) for logits in wide_pair(student, teacher))
 
 
 class Correlation(ResponseStage):

@@ -31,8 +31,9 @@ from kdkit.contract import Needs, param
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import Task
-from kdkit.tasks.contract import IGNORED, wide
+from kdkit.tasks.contract import IGNORED
 from kdkit.training import Term
+from kdkit_distill.precision import wide_pair
 from kdkit_distill.response.divergences import kullback_leibler
 from kdkit_distill.response.stage import ResponseStage
 from kdkit_distill.signals import Exchange, Signal
@@ -57,7 +58,7 @@ def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
     """
     there = labels != IGNORED
     chosen = labels.where(there, 0)[..., None]
-    (said, said_of_others), (asked, asked_of_others) = (_parted(logits / temperature, chosen) for logits in (wide(student), wide(teacher).to(wide(student).dtype)))
+    (said, said_of_others), (asked, asked_of_others) = (_parted(logits / temperature, chosen) for logits in wide_pair(student, teacher))
     target, other = kullback_leibler(asked, said), kullback_leibler(asked_of_others, said_of_others)
     return temperature**2 * target.where(there, 0.0), temperature**2 * other.where(there, 0.0)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from kdkit.tasks.contract import wide
+from kdkit_distill.precision import wide_pair
+from kdkit_distill.relation.geometry import unit
 from kdkit_distill.signals import TopK
 
 
@@ -79,22 +81,20 @@ def squared(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
     >>> squared(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([2.])
     """
-    said, asked = counted(student, teacher)
+    said, asked = _allowed(student, teacher)
     return ((said - asked) / temperature).square().mean(-1)
 
 
-def apart(student: Tensor, teacher: Tensor) -> Tensor:
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - the cosine between student and teacher: blind to the length of the vectors, so T would cancel out.
 
     A vector of length 0 points nowhere: the value is 1, without a gradient. Arguments and result as in `squared`; 0 to 2.
 
-    >>> apart(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     tensor([1.])
     """
-    said, asked = counted(student, teacher)
-    eps = 1e-8
-    found = torch.nn.functional.cosine_similarity(said, asked, dim=-1, eps=eps)
-    return 1 - found.where(said.norm(dim=-1) > eps, 0.0)
+    said, asked = _allowed(student, teacher)
+    return 1 - (unit(said) * unit(asked)).sum(-1)
 
 
 def kullback_leibler(of: Tensor, to: Tensor) -> Tensor:
@@ -138,9 +138,8 @@ def events(student: Tensor, teacher: Tensor | TopK, temperature: float) -> tuple
     return kept, torch.log_softmax(asked, -1)
 
 
-def counted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _allowed(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both as they are, at least float32, and 0 in both where the teacher rules a class out."""
-    said = wide(student)
-    asked = wide(teacher).to(said.dtype)
+    said, asked = wide_pair(student, teacher)
     ruled_out = asked == -math.inf
     return said.masked_fill(ruled_out, 0.0), asked.masked_fill(ruled_out, 0.0)

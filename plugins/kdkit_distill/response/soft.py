@@ -29,7 +29,7 @@ from kdkit.contract import param
 from kdkit.errors import KdError
 from kdkit.tasks import Classification, Task
 from kdkit.training import Term
-from kdkit_distill.response.divergences import apart, jensen_shannon, reverse, soft_labels, squared
+from kdkit_distill.response.divergences import cosine_distance, jensen_shannon, reverse, soft_labels, squared
 from kdkit_distill.response.stage import ResponseStage
 from kdkit_distill.signals import Exchange, Signal, TopK, top_k
 
@@ -84,7 +84,7 @@ class Soft(ResponseStage):
         if self.divergence == "mse":
             return squared(student, teacher.dense, temperature)
         if self.divergence == "cosine":
-            return apart(student, teacher.dense)
+            return cosine_distance(student, teacher.dense)
         asked = self._kept(teacher.logits, temperature)
         if self.divergence == "jensen-shannon":
             return jensen_shannon(student, asked, temperature, self.balance)

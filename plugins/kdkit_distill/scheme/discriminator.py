@@ -28,7 +28,9 @@ from kdkit.contract import param
 from kdkit.tasks import Classification, Task
 from kdkit.tasks.contract import wide
 from kdkit.training import Term
-from kdkit_distill.feature.stage import LayerStage, vectors
+from kdkit_distill.feature.stage import LayerStage
+from kdkit_distill.pooling import vectors
+from kdkit_distill.projections import width_of
 from kdkit_distill.signals import Exchange, Pair, Signal
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class Discriminator(LayerStage):
     def beside(self, student: Signal, teacher: Signal, pairs: tuple[Pair, ...], context: Context) -> nn.ModuleDict:
         if self.signal == "logits":
             return nn.ModuleDict({"logits": Judge(student.logits.shape[-1], teacher.dense.shape[-1], self.hidden)})
-        sizes = [(_width(student.features[pair.student]), _width(teacher.features[pair.teacher])) for pair in pairs]
+        sizes = [(width_of(student.features[pair.student].shape), width_of(teacher.features[pair.teacher].shape)) for pair in pairs]
         return nn.ModuleDict({str(number): Judge(*each, self.hidden) for number, each in enumerate(sizes)})
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
@@ -140,8 +142,3 @@ class Judge(nn.Module):
         """(..., size) of each -> their scores, (...)."""
         weights = next(self.scores.parameters()).dtype
         return self.scores(self.bridge(student.to(weights))).squeeze(-1), self.scores(teacher.to(weights)).squeeze(-1)
-
-
-def _width(feature: Tensor) -> int:
-    """Of the vector that an item's feature comes down to."""
-    return feature.shape[1 if feature.dim() > 3 else -1]

@@ -56,6 +56,7 @@ def settled(net: nn.Module, pixels: Tensor) -> nn.Module:
         net: left as it is otherwise; no random number is drawn.
         pixels: (batch, channels, height, width).
 
+    >>> import torch
     >>> settled(nn.Sequential(nn.BatchNorm2d(1)), torch.tensor([1.0, 3.0]).view(2, 1, 1, 1))[0].running_mean
     tensor([2.])
     """

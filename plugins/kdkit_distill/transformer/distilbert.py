@@ -19,42 +19,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from kdkit.contract import param
 from kdkit.data import Batch
 from kdkit.tasks import Task, TokenClassification
-from kdkit.tasks.contract import wide
 from kdkit.training import Term
 from kdkit_distill.matching import parsed
-from kdkit_distill.relation.geometry import full_precision, unit
-from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.pooling import real_tokens
+from kdkit_distill.projections import bridge
+from kdkit_distill.response.divergences import cosine_distance, soft_labels
 from kdkit_distill.response.stage import ResponseStage
 from kdkit_distill.signals import Exchange, Pair
-from kdkit_distill.transformer.stack import real_tokens
-from kdkit_distill.transformer.stage import TransformerStage, check_tokens
+from kdkit_distill.transformer.masks import check_tokens, compared_tokens
+from kdkit_distill.transformer.stage import TransformerStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context
-
-
-@full_precision
-def directions(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - the cosine between the hidden states of each token.
-
-    Args:
-        student: (..., hidden); computed in float32 at least.
-        teacher: the same shape.
-
-    Returns:
-        (...), 0 to 2.
-
-    >>> directions(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
-    tensor([1.])
-    """
-    student = unit(wide(student))
-    return 1 - (student * unit(wide(teacher)).to(student.dtype)).sum(-1)
 
 
 class DistilBert(ResponseStage, TransformerStage):
@@ -83,31 +64,24 @@ class DistilBert(ResponseStage, TransformerStage):
         found = nn.ModuleDict()
         for number, (student, teacher) in enumerate(features):
             check_tokens(student, teacher, self.title)
-            if student.shape[-1] != teacher.shape[-1]:
-                found[str(number)] = nn.Linear(student.shape[-1], teacher.shape[-1], bias=False)
+            found[str(number)] = bridge(student, teacher)
         return found
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
         whole = self.soft_weight + self.cosine_weight
-        real = _attention(seen.step.batch)
+        real = real_tokens(seen.step.batch)
         if self.soft_weight:
             values = soft_labels(seen.student.logits, seen.teacher.logits, self.temperature_at(seen.step.progress))
             everywhere = self.tokens == "attention" and values.dim() == 2 and real is not None
             yield Term("soft", values, self.soft_weight / whole, mask=real if everywhere else None)
         for key, student, teacher in seen.features():
-            real_tokens(seen.step.batch, student)
-            values = directions(seen.modules[key](student) if key in seen.modules else student, teacher)
+            compared_tokens(seen.step.batch, student)
+            values = cosine_distance(seen.modules[key](student), teacher)
             yield Term("cosine", values.mean(1) if real is None else values, self.cosine_weight / whole, mask=real)
 
     def counts(self, batch: Batch, task: Task) -> Mapping[str, int]:
-        real = _attention(batch)
+        real = real_tokens(batch)
         if real is None:
             return {}
         held = int(real.sum())
         return {"cosine": held, "soft": held} if self.tokens == "attention" and isinstance(task, TokenClassification) else {"cosine": held}
-
-
-def _attention(batch: Batch) -> Tensor | None:
-    """(batch, tokens) bool, which tokens are no padding; None where the batch does not say."""
-    mask = batch.kwargs.get("attention_mask")
-    return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None

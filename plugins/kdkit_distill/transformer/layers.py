@@ -26,13 +26,17 @@ from torch import Tensor, nn
 from kdkit.contract import param
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Task
-from kdkit.tasks.contract import wide
 from kdkit.training import Term
+from kdkit_distill.feature.hints import hint_distance
 from kdkit_distill.lesson import PADDING
-from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.pooling import token_mean
+from kdkit_distill.precision import wide_pair
+from kdkit_distill.projections import bridge
+from kdkit_distill.response.divergences import soft_labels, squared
 from kdkit_distill.signals import Exchange, Pair
-from kdkit_distill.transformer.stack import Attention, Block, Stack, real_tokens, seen_pairs, token_mean
-from kdkit_distill.transformer.stage import Aligned, TransformerStage, check_tokens
+from kdkit_distill.transformer.masks import check_tokens, compared_tokens, seen_pairs
+from kdkit_distill.transformer.stack import Attention, Block, Stack
+from kdkit_distill.transformer.stage import Aligned, TransformerStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -53,8 +57,7 @@ def hidden_states(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
     >>> hidden_states(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]))
     tensor([1.])
     """
-    student = wide(student)
-    return token_mean((student - wide(teacher).to(student.dtype)).square().mean(-1), real)
+    return token_mean(hint_distance(student, teacher), real)
 
 
 def attention_scores(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
@@ -72,10 +75,10 @@ def attention_scores(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
     >>> attention_scores(torch.ones(1, 4, 2, 2), torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
     tensor([1.])
     """
-    student, teacher = wide(student), wide(teacher)
+    student, teacher = wide_pair(student, teacher)
     if student.shape[1] != teacher.shape[1]:
         student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
-    return token_mean((student - teacher.to(student.dtype)).square().mean(1), pairs)
+    return token_mean((student - teacher).square().mean(1).flatten(1), pairs.flatten(1))
 
 
 def prediction(student: Tensor, teacher: Tensor, task: Task, temperature: float = 1.0) -> Tensor | None:
@@ -98,7 +101,7 @@ def prediction(student: Tensor, teacher: Tensor, task: Task, temperature: float 
     """
     classes = (student.shape[-1], teacher.shape[-1])
     if not isinstance(task, Classification):
-        return None if classes[0] != classes[1] else (wide(student) - wide(teacher)).square().flatten(1).mean(1)
+        return None if classes[0] != classes[1] else squared(student, teacher)
     if student.shape[:-1] != teacher.shape[:-1] or abs(classes[0] - classes[1]) > (PADDING if isinstance(task, CausalLM) else 0):
         raise KdError(
             f"the teacher knows {classes[1]} classes, the student {classes[0]}",
@@ -163,8 +166,7 @@ class Layers(TransformerStage):
         found = nn.ModuleDict()
         for name, (student, teacher) in zip(("embeddings", "hidden"), features, strict=False):
             check_tokens(student, teacher, self.title)
-            if student.shape[-1] != teacher.shape[-1]:
-                found[name] = nn.Linear(student.shape[-1], teacher.shape[-1], bias=False)
+            found[name] = bridge(student, teacher)
         return found
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
@@ -179,11 +181,11 @@ class Layers(TransformerStage):
     def _compared(self, pair: Aligned, seen: Exchange) -> Tensor:
         student, teacher = seen.student.features, seen.teacher.features
         batch = seen.step.batch
-        real = real_tokens(batch, student[pair.student])
+        real = compared_tokens(batch, student[pair.student])
         if isinstance(pair.mine, Attention) and isinstance(pair.theirs, Attention):
             return attention_scores(pair.mine.scores(student, batch), pair.theirs.scores(teacher, batch), seen_pairs(real, pair.mine.causal or pair.theirs.causal))
         mine = student[pair.student]
-        return hidden_states(seen.modules[pair.role](mine) if pair.role in seen.modules else mine, teacher[pair.teacher], real)
+        return hidden_states(seen.modules[pair.role](mine), teacher[pair.teacher], real)
 
     def _phased(self, factor: float, early: bool) -> float | Callable[[float], float]:
         """The weight of a term that counts in the first phase, or in the second."""

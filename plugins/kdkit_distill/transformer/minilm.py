@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from kdkit.contract import param
 from kdkit.errors import KdError
-from kdkit.tasks.contract import wide
 from kdkit.training import Term
-from kdkit_distill.relation.geometry import full_precision
+from kdkit_distill.pooling import token_mean
+from kdkit_distill.precision import full_precision, wide_pair
 from kdkit_distill.signals import Exchange, Pair
-from kdkit_distill.transformer.stack import Attention, parted, real_tokens, seen_pairs, token_mean
-from kdkit_distill.transformer.stage import Aligned, TransformerStage, check_tokens
+from kdkit_distill.transformer.masks import check_tokens, compared_tokens, seen_pairs
+from kdkit_distill.transformer.stack import Attention, parted
+from kdkit_distill.transformer.stage import Aligned, TransformerStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -53,8 +54,7 @@ def attention_distributions(student: Tensor, teacher: Tensor, pairs: Tensor) -> 
     >>> attention_distributions(torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool))
     tensor([0.])
     """
-    said, asked = (_shares(wide(each), pairs) for each in (student, teacher))
-    asked = asked.to(said.dtype)
+    said, asked = (_shares(each, pairs) for each in wide_pair(student, teacher))
     rows = (asked.exp() * (asked - said)).sum(-1).mean(1)
     return token_mean(rows, pairs.any(-1))
 
@@ -75,7 +75,7 @@ def self_relations(student: Tensor, teacher: Tensor, real: Tensor, heads: int) -
     >>> self_relations(torch.ones(1, 3, 8), torch.zeros(1, 3, 4), torch.tensor([[True, True, False]]), 2)
     tensor([0.])
     """
-    mine, theirs = (_products(parted(wide(each), heads)) for each in (student, teacher))
+    mine, theirs = (_products(parted(each, heads)) for each in wide_pair(student, teacher))
     return attention_distributions(mine, theirs, seen_pairs(real))
 
 
@@ -150,7 +150,7 @@ class MiniLM(TransformerStage):
         assert pair.mine is not None
         assert pair.theirs is not None
         batch, features = seen.step.batch, (seen.student.features, seen.teacher.features)
-        real = real_tokens(batch, features[0][pair.student])
+        real = compared_tokens(batch, features[0][pair.student])
         if self.compare == "attention":
             scores = pair.mine.scores(features[0], batch), pair.theirs.scores(features[1], batch)
             yield Term("attention-relation", attention_distributions(*scores, seen_pairs(real, pair.mine.causal or pair.theirs.causal)))

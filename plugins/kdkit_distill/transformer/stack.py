@@ -129,50 +129,6 @@ def parted(rows: Tensor, heads: int) -> Tensor:
     return rows.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def real_tokens(batch: Batch, feature: Tensor) -> Tensor:
-    """Which tokens are no padding, (batch, tokens) bool; all where the batch has no `attention_mask`.
-
-    Args:
-        feature: (batch, tokens, ...), which must have as many.
-
-    Raises:
-        KdError: it has not.
-
-    >>> real_tokens(Batch(kwargs={"attention_mask": torch.tensor([[1, 0]])}), torch.zeros(1, 2, 8))
-    tensor([[ True, False]])
-    """
-    mask = batch.kwargs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
-    if mask.shape != feature.shape[:2]:
-        raise KdError(
-            f"a layer gives {tuple(feature.shape[:2])} tokens for {tuple(mask.shape)} of the batch",
-            "virtual tokens of prompt tuning can't be compared; merge or drop them",
-        )
-    return mask.to(feature.device) != 0
-
-
-def seen_pairs(real: Tensor, causal: bool = False) -> Tensor:
-    """Which token may see which, (batch, tokens, tokens) bool: none looks from or at padding, nor ahead where causal.
-
-    >>> seen_pairs(torch.tensor([[True, True, False]])).int()
-    tensor([[[1, 1, 0],
-             [1, 1, 0],
-             [0, 0, 0]]], dtype=torch.int32)
-    """
-    pairs = real[:, :, None] & real[:, None, :]
-    return pairs.tril() if causal else pairs
-
-
-def token_mean(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean of an item's values that count: (batch, ...) and bool of that shape -> (batch,); 0 where none does.
-
-    >>> token_mean(torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]]))
-    tensor([2.])
-    """
-    return values.masked_fill(~counted, 0.0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
-
-
 def stack_of(model: nn.Module) -> Stack:
     """The blocks of a transformer.
 

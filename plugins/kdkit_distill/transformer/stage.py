@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from kdkit.errors import KdError
 from kdkit_distill.lesson import DistillStage
@@ -33,15 +33,3 @@ class TransformerStage(DistillStage):
         if teacher is None:
             raise KdError(f"{self.title} looks inside the teacher, and only its answers are at hand", "pass the teacher as a model: %kd use ... --teacher {model}")
         return stack_of(student), stack_of(teacher)
-
-
-def check_tokens(student: Tensor, teacher: Tensor, title: str) -> None:
-    """See that two layers give as many tokens.
-
-    Raises:
-        KdError: they do not.
-    """
-    if student.dim() != 3 or teacher.dim() != 3 or student.shape[:2] != teacher.shape[:2]:
-        raise KdError(
-            f"{title}: the student's layer gives {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}", "both must see the same tokens: one tokenizer for both"
-        )
