@@ -78,7 +78,10 @@ class DistillStage(TrainStage):
         return self.weight * between(self.weight_schedule, 1.0, self.weight_end, progress) * rising(self.weight_warmup, progress)
 
     def needed(self) -> Needs:
-        return Needs(train=True, teacher=True, labels=self.share < 1)
+        needs = Needs(train=True, teacher=True, labels=self.share < 1)
+        for each in self.also_stages():
+            needs |= each.needed()
+        return needs
 
     @property
     def fits(self) -> int:
@@ -96,6 +99,10 @@ class DistillStage(TrainStage):
         for each in (self, *self.also_stages()):
             if each.relational and self.accumulate > 1:
                 yield f"{each.title} compares the items of a batch, so batches can't be accumulated; leave out --accumulate"
+        for each in self._beside():
+            yield from (f"--also {each.technique}: {problem}" for problem in each.conflicts())
+            if idle := [f"--{name.replace('_', '-')}" for name in each.changed() if name in OF_THE_LINE]:
+                yield f"--also {each.technique} {' '.join(idle)}: one loop has one of these; say it of {self.title} itself"
 
     def check(self, model: nn.Module, context: Context) -> Iterator[str]:
         yield from self.conflicts()
@@ -170,18 +177,32 @@ class DistillStage(TrainStage):
         return {}
 
     def also_stages(self) -> list[DistillStage]:
-        """The stages that `also` names.
+        """The stages that `also` names, in the loop of this one: its data, labels and teacher are theirs.
 
         Raises:
             KdError: one is no technique of distillation, or not one that can stand beside another.
         """
+        return [each.model_copy(update={name: getattr(self, name) for name in OF_THE_LINE & type(each).model_fields.keys()}) for each in self._beside()]
+
+    def _beside(self) -> list[DistillStage]:
+        """The stages that `also` names, as they are written."""
         from kdkit.pipeline import Pipeline
 
         stages = [stage for line in self.also for stage in Pipeline.from_lines(f"distill {line}").stages]
         for stage in stages:
-            if not isinstance(stage, DistillStage) or type(stage).terms is DistillStage.terms or type(stage).part is not DistillStage.part:
+            kind = type(stage)
+            if not isinstance(stage, DistillStage) or kind.terms is DistillStage.terms or kind.part is not DistillStage.part:
                 raise KdError(f"--also {stage.technique}: it has no terms to add to another technique's", "put it in a together: group, or run it by itself")
+            if kind.source is not DistillStage.source or kind.teach is not DistillStage.teach:
+                raise KdError(
+                    f"--also {stage.technique}: it has teachers or trainings of its own, and --also adds to the terms of one teacher's",
+                    f"name it first, and add the others to it: distill {stage.technique} --also ...",
+                )
         return stages  # type: ignore[return-value]
+
+
+OF_THE_LINE = (TrainStage.model_fields.keys() | {"teacher", "student", "alpha", "labels", "control", "seeds", "cache", "cache_as"}) - {"also"}
+"""Options that a loop has once: those of a technique that `--also` names do not count."""
 
 
 @dataclass
@@ -261,8 +282,15 @@ class Lesson(TrainPart):
         student, teacher = self.signals(step)
         for each in [each for each in self.techniques if each.stage.alone(step.progress)] or self.techniques:
             for term in each.stage.terms(Exchange(student, teacher, step, each.pairs, each.modules)):
-                self.owners[term.name] = each.stage
-                yield replace(term, weight=_weighted(term, each.stage, self.stage.share))
+                name = self._named(term.name, each.stage)
+                yield replace(term, name=name, weight=_weighted(term, each.stage, self.stage.share))
+
+    def _named(self, name: str, stage: DistillStage) -> str:
+        """What a term is called: by its own name, with a number where an earlier technique has one of that name."""
+        if self.owners.setdefault(name, stage) is not stage:
+            name = _numbered(name, next(number for number, each in enumerate(self.techniques) if each.stage is stage))
+            self.owners[name] = stage
+        return name
 
     def reweighted(self, term: str, factor: float, beside: str) -> str:
         stage = self.owners.get(term)
@@ -282,7 +310,13 @@ class Lesson(TrainPart):
         return student, teacher
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        return {name: count for each in self.techniques for name, count in each.stage.counts(batch, self.context.task).items()}
+        found: dict[str, int] = {}
+        for number, each in enumerate(self.techniques):
+            for name, count in each.stage.counts(batch, self.context.task).items():
+                # which of the two it is called is known once there are terms
+                found.setdefault(name, count)
+                found[_numbered(name, number)] = count
+        return found
 
     def diagnose(self) -> Iterator[str]:
         if self.nan is not None and bool(self.nan):
@@ -316,6 +350,10 @@ class Lesson(TrainPart):
 
     def close(self, model: nn.Module) -> None:
         self.held.close()
+
+
+def _numbered(name: str, technique: int) -> str:
+    return f"{name} {technique + 1}"
 
 
 def _weighted(term: Term, stage: DistillStage, share: float) -> float | Callable[[float], float]:

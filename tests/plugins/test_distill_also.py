@@ -49,7 +49,9 @@ def test_an_option_of_the_loop_is_not_swallowed_beside_a_technique(option: str) 
     assert not list(Soft(also=("hints --weight 3 --weight-warmup 0.1",)).conflicts())
 
 
-@pytest.mark.parametrize("line", ["ensemble --teachers one two", "merge --teachers one two", "multi-task --teachers one two", "born-again", "assistant --through narrow=0.5"])
+@pytest.mark.parametrize(
+    "line", ["ensemble --teachers one two", "merge --teachers one two", "multi-task --teachers one two", "born-again", "assistant --through narrow=0.5"]
+)
 def test_what_has_teachers_or_trainings_of_its_own_can_not_stand_beside(line: str) -> None:
     with pytest.raises(KdError, match="has teachers or trainings of its own"):
         Soft(also=(line,)).also_stages()
