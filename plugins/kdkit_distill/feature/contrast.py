@@ -151,7 +151,7 @@ class Bank(nn.Module):
 
 
 class Contrast(LayerStage):
-    """Know each item by the teacher's feature of it, among thousands (CRD).
+    """Tell the teacher's feature of each item from those of thousands of others (CRD).
 
     Loss per item: (1 - alpha) · label loss + alpha · weight · [-log h(own) - Σ log(1 - h(other))], from both sides, with
     h = e^{cos / .07} / (e^{cos / .07} + Z K / N) over banks of all N items' embeddings. The layers before the heads are compared.

@@ -108,7 +108,7 @@ class Reviewer(nn.Module):
 
 
 class Review(LayerStage):
-    """Match the teacher's features with fused deeper ones of the student, at several scales (ReviewKD).
+    """Match the features of layers, the student's fused with its deeper ones, at several scales (ReviewKD).
 
     Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of HCL(ABF(f_s, deeper), f_t). For maps; the pairs are
     reviewed in the order in which they are named, which is that of depth.

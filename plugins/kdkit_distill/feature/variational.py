@@ -87,7 +87,7 @@ class Prediction(nn.Module):
 
 
 class Variational(LayerStage):
-    """Tell as much of the teacher's features as can be told (VID).
+    """Predict the teacher's features, each channel weighted by how well it can be (VID).
 
     Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of mean ½ [(mu(f_s) - f_t)² / v + log v], with mu three
     1x1 convolutions and v a variance a channel, which begins at 5; both train beside the student. It may be negative.

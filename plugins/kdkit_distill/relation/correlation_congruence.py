@@ -58,10 +58,10 @@ def _kernel(rows: Tensor, gamma: float, order: int) -> Tensor:
 
 
 class CorrelationCongruence(RelationStage):
-    """Match the teacher's kernel matrix of a batch.
+    """Match the kernel matrix of a batch (CC).
 
     Loss of an item: the mean over the batch of (k_s - k_t)², k the Gaussian kernel between features of length 1 as its Taylor
-    series (CC). Layers of any width can be compared.
+    series. Layers of any width can be compared.
     """
 
     id: ClassVar[str] = "distill.correlation-congruence"

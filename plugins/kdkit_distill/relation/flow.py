@@ -69,9 +69,9 @@ def flow_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Flow(LayerStage):
-    """Match how the features of each compared layer turn into those of the next.
+    """Match how the features of one layer turn into those of the next (FSP).
 
-    Loss: for each two consecutive layers the mean squared difference of the products of their channels (FSP). Give two pairs of
+    Loss: for each two consecutive layers the mean squared difference of the products of their channels. Give two pairs of
     layers or more, in order: --layers layer1=layer1 layer2=layer3. Where channels differ, a linear map of the student's is
     trained beside it and thrown away.
     """

@@ -56,9 +56,9 @@ def _log_shares(rows: Tensor) -> Tensor:
 
 
 class Probability(RelationStage):
-    """Match which neighbours each item of a batch is likely to pick.
+    """Match which neighbours each item of a batch is likely to pick (PKT).
 
-    Loss of an item: KL(p ‖ q) over the other items, shares of the cosine kernel (cos + 1) / 2 (PKT). Layers of any width can
+    Loss of an item: KL(p ‖ q) over the other items, shares of the cosine kernel (cos + 1) / 2. Layers of any width can
     be compared; it takes at least three items.
     """
 

@@ -90,9 +90,9 @@ def _cosines(rows: Tensor, start: int, stop: int) -> Tensor:
 
 
 class Relations(RelationStage):
-    """Match the distances and angles between the items of a batch.
+    """Match the distances and angles between the items of a batch (RKD).
 
-    Loss: 25 · Huber distance of relative distances + 50 · Huber distance of the cosines of angles (RKD). Layers of any width
+    Loss: 25 · Huber distance of relative distances + 50 · Huber distance of the cosines of angles. Layers of any width
     can be compared. Angles take batch³ operations: --angle-weight 0 leaves them out where batches are large.
     """
 

@@ -48,9 +48,9 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 class Similarity(RelationStage):
-    """Match which items of a batch the teacher finds similar.
+    """Match which items of a batch are similar (SP).
 
-    Loss of an item: the mean over the batch of (row of F_s F_sᵀ - row of F_t F_tᵀ)², rows of length 1 (SP). Layers of any
+    Loss of an item: the mean over the batch of (row of F_s F_sᵀ - row of F_t F_tᵀ)², rows of length 1. Layers of any
     width can be compared. The batch decides the value: choose its size with care, at least two items, 64 in the paper's runs.
     """
 

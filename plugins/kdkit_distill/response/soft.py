@@ -35,7 +35,7 @@ from kdkit_distill.signals import Exchange, Signal, TopK, top_k
 
 
 class Soft(ResponseStage):
-    """Match the teacher's softened class probabilities.
+    """Match the teacher's softened class probabilities (KD).
 
     Loss per item, or token: (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)). T² keeps the
     second term's gradient comparable to the first's as T grows. --divergence compares otherwise; mse and cosine compare

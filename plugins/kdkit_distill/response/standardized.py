@@ -64,7 +64,7 @@ def soft_standardized(student: Tensor, teacher: Tensor, temperature: float = 1.0
 
 
 class Standardized(ResponseStage):
-    """Match softened probabilities of standardized logits, so that the student need not be as loud as the teacher (LogitStd).
+    """Match the softened probabilities of logits brought to one scale (LogitStd).
 
     Loss per item, or token: (1 - alpha) · label loss + alpha · weight · T² · KL(softmax(Z(z_t) / T) ‖ softmax(Z(z_s) / T)) with
     Z(z) = (z - mean) / std over an item's classes. T does not mean what it means elsewhere: it acts on the common scale.

@@ -65,7 +65,7 @@ def robust_soft_labels(moved: Tensor, clean: Tensor, teacher: Tensor, temperatur
 
 
 class Adversarial(DistillStage):
-    """Learn the teacher's answers on inputs that an attacker has moved, so that the student withstands such attacks.
+    """Learn the teacher's answers on inputs that an attacker has moved (ARD, RSLAD).
 
     x' is x moved by PGD against the student, at most --epsilon a pixel.
     ard: alpha · T² KL(T(x) ‖ S(x')) + (1 - alpha) · label loss on x; x' raises the student's label loss; T = 30.

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 
 class Assistant(Succession):
-    """Teach the student through assistants of sizes between the teacher's and its own.
+    """Teach the student through assistants of sizes between the teacher's and its own (TAKD).
 
     Loss of each: (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), where z_t are the logits of
     the teacher for the first assistant, of the one before for each that follows, and of the last for the student.
     """
 
     id: ClassVar[str] = "distill.assistant"
+    sample: ClassVar[str] = "%kd distill assistant --student narrow=0.4 --through narrow=0.7 --control train"
 
     through: tuple[str, ...] = param(..., "assistants, the largest first, each said as a --student: narrow=0.7, layers=0,2,4, a light net, a model", refers="model")
 

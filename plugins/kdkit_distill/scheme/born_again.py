@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BornAgain(Succession):
-    """Teach generations of one net, each with fresh weights and the one before as its teacher.
+    """Train generations of one net, each from fresh weights and taught by the one before (BAN).
 
     Loss of each generation: (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), where z_t are the
     logits of the generation before. A --control begins as the first generation does, and trains as long as one of them.

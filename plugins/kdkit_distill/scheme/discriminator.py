@@ -76,7 +76,7 @@ def told_apart(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Discriminator(LayerStage):
-    """Train a small discriminator beside the student, which learns not to be told from the teacher.
+    """Learn not to be told from the teacher by a small net that trains beside the student.
 
     Loss per item: [-log(1 - D(s)) - log D(t)] / 2, where D learns to make it small; a gradient reversal layer before D lets the
     student learn to make it great, --reversal times as hard. At log 2 = 0.693 they can't be told apart.

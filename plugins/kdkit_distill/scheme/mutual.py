@@ -56,7 +56,7 @@ def mutual(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
 
 
 class Mutual(NoTeacher):
-    """Train several students together, each learning from the labels and from the others' answers.
+    """Train several students together, each learning from the others' answers (DML).
 
     Loss of net i: (1 - alpha) · label loss + alpha · weight · 1/(K-1) · sum over the others j of T² · KL(p_j ‖ p_i), p_j detached.
 

@@ -92,7 +92,7 @@ def _device(batch: Batch) -> torch.device:
 
 
 class PseudoLabels(ResponseStage):
-    """Let the teacher label what has no label, where it is sure enough.
+    """Learn labels that the teacher gives where it is sure, beside those that are there.
 
     loss = (1 - alpha) · label loss of the labelled items + alpha · mean over the unlabelled items of
     [max softmax(z_t) >= threshold] · (hard: cross entropy with the teacher's class; soft: T² · KL(teacher ‖ student)).
@@ -102,6 +102,7 @@ class PseudoLabels(ResponseStage):
     """
 
     id: ClassVar[str] = "distill.pseudo-labels"
+    sample_options: ClassVar[str] = "--data {unlabelled} --labelled {labelled} --control {labelled}"
 
     alpha: float = param(0.5, "share of the teacher's labels in the loss; the rest is the labels'", gt=0, le=1, search=(0.1, 0.9))
     threshold: float = param(0.9, "least probability of the teacher's first choice that makes it a label", ge=0, le=1, search=(0.5, 0.99))

@@ -54,7 +54,7 @@ def virtual_teacher(labels: Tensor, classes: int, correctness: float = 0.99) -> 
 
 
 class SelfTaught(NoTeacher):
-    """Let the student be its own teacher: an average of its past, its last snapshot, or a virtual one.
+    """Learn from an average or a snapshot of the student itself, or from a virtual teacher.
 
     loss = (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)).
 

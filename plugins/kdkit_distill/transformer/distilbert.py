@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 
 class DistilBert(ResponseStage, TransformerStage):
-    """Match the teacher's softened predictions and the direction of its last hidden states, beside the labels.
+    """Match the softened predictions and the direction of the last hidden states, beside the labels (DistilBERT).
 
-    Loss: (5 · T² KL + 2 · label loss + 1 - cosine) / 8 with the default alpha (DistilBERT). For masked and causal language
+    Loss: (5 · T² KL + 2 · label loss + 1 - cosine) / 8 with the default alpha. For masked and causal language
     models, classifiers of items and of tokens. Begin with a student made of the teacher's blocks: --student layers=0,2,4.
     """
 

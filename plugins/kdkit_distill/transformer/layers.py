@@ -120,10 +120,10 @@ def uniform_map(student: int, teacher: int) -> list[tuple[int, int]]:
 
 
 class Layers(TransformerStage):
-    """Match a transformer's embeddings, hidden states, attention scores and prediction.
+    """Match a transformer's embeddings, hidden states, attention scores and prediction (TinyBERT).
 
     Loss: MSE of embeddings + sum over blocks of MSE of hidden states and of attention scores before the softmax + T² · KL of the
-    predictions (TinyBERT). Linear maps bridge different widths; blocks are paired evenly, or by --map 0=2 1=5. Labels are left
+    predictions. Linear maps bridge different widths; blocks are paired evenly, or by --map 0=2 1=5. Labels are left
     out unless asked for. --intermediate-share 0.7 learns the layers first and then the prediction alone, as the paper does.
     """
 

@@ -99,7 +99,7 @@ def _shares(scores: Tensor, pairs: Tensor) -> Tensor:
 
 
 class MiniLM(TransformerStage):
-    """Match how the last block's queries, keys and values relate tokens to one another.
+    """Match how the last block's queries, keys and values relate tokens to one another (MiniLM).
 
     Loss: the sum of KL(softmax(X_t X_tᵀ/√d) ‖ softmax(X_s X_sᵀ/√d)) over queries, keys and values, in relation heads that are
     split anew, so that heads and widths may differ (MiniLM v2); --compare attention takes attention and the relation of values instead
