@@ -74,15 +74,24 @@ class Projection(nn.Module):
         return wide_pair(one, two)
 
 
+class Bridge(nn.Linear):
+    """A linear layer that takes features of any precision, and computes in its own."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return super().forward(feature.to(self.weight.dtype))
+
+
 def bridge(student: Tensor, teacher: Tensor) -> nn.Module:
     """A linear map of tokens or vectors (..., width) from the student's width to the teacher's, without a bias; nothing where they are equal.
 
+    It is in the student's precision, at least float32.
+
     >>> import torch
     >>> bridge(torch.zeros(2, 5, 8), torch.zeros(2, 5, 16)), bridge(torch.zeros(2, 8), torch.zeros(2, 8))
-    (Linear(in_features=8, out_features=16, bias=False), Identity())
+    (Bridge(in_features=8, out_features=16, bias=False), Identity())
     """
     widths = student.shape[-1], teacher.shape[-1]
-    return nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths, bias=False)
+    return nn.Identity() if widths[0] == widths[1] else Bridge(*widths, bias=False).to(student.device, wide(student).dtype)
 
 
 def width_of(shape: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit_distill.projections import Projection, matched, matched_shapes, sequence_of
+from kdkit_distill.projections import Projection, bridge, matched, matched_shapes, sequence_of
 from tests.plugins.lessons import numbers
 
 
@@ -98,6 +98,16 @@ def test_it_computes_in_single_precision_at_least(dtype: torch.dtype) -> None:
     project = Projection.between(student, teacher)
     one, two = project(student, teacher)
     assert one.dtype == two.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_bridge_takes_the_students_precision_and_computes_in_single_at_least(dtype: torch.dtype) -> None:
+    student = numbers(2, 3, 4).to(dtype).requires_grad_()
+    found = bridge(student, numbers(2, 3, 6))(student)
+    assert found.shape == (2, 3, 6)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    found.sum().backward()
+    assert student.grad is not None
 
 
 def test_an_items_projection_is_its_own() -> None:
