@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ class DistillStage(TrainStage):
 
         stages = [stage for line in self.also for stage in Pipeline.from_lines(f"distill {line}").stages]
         for stage in stages:
-            kind = type(stage)
+            kind: Any = type(stage)
             if not isinstance(stage, DistillStage) or kind.terms is DistillStage.terms or kind.part is not DistillStage.part:
                 raise KdError(f"--also {stage.technique}: it has no terms to add to another technique's", "put it in a together: group, or run it by itself")
             if kind.source is not DistillStage.source or kind.teach is not DistillStage.teach:

@@ -87,7 +87,7 @@ def other() -> torch.nn.Module:
     model = zoo.mlp()
     with torch.no_grad():
         for weight in model.parameters():
-            weight += torch.linspace(-0.3, 0.3, weight.numel()).view_as(weight)
+            weight.add_(torch.linspace(-0.3, 0.3, weight.numel()).view_as(weight))
     return model
 
 
