@@ -57,7 +57,7 @@ def line_chart(series: Mapping[str, Points], title: str, across: str = "step", l
         body += _line(index, [(xs.at(x), None if y is None or (log and y <= 0) else ys.at(y)) for x, y in _thinned(points)])
     for (name, (left, row)), index in zip(zip(lines, legend, strict=True), range(len(lines)), strict=True):
         body += _key(index, name, left, height + _LINE * row + 8)
-    return _svg(title, f"Over {across} {_tick(min(steps))} to {_tick(max(steps))}: {told(series)}.", width, tall, body)
+    return _svg(title + (" (log scale)" if log else ""), f"Over {across} {_tick(min(steps))} to {_tick(max(steps))}: {told(series)}.", width, tall, body)
 
 
 def heat_map(cells: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str, down: str = "", across: str = "") -> str:
@@ -180,7 +180,7 @@ def _axes(xs: _Scale, ys: _Scale, across: str, width: int) -> Iterator[str]:
     for value in whole:
         yield _text(min(xs.at(value), width - _LETTER * len(_tick(value)) / 2 - 1), ys.start + 15, _tick(value), "middle")
     yield f'<path d="M{_n(xs.start)} {_n(ys.start)}H{_n(xs.end)}" stroke="currentColor" stroke-opacity=".5"/>'
-    yield _text((xs.start + xs.end) / 2, ys.start + 28, across + (" (log scale)" if ys.log else ""), "middle")
+    yield _text((xs.start + xs.end) / 2, ys.start + 28, across, "middle")
 
 
 def _line(index: int, points: Sequence[tuple[float, float | None]]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -89,12 +90,19 @@ class Objects(Mapping[str, Any]):
         if name not in self:
             noun = {"data": "data", "model": "a model", "function": "a function"}.get(kind, "an object")
             way = f"%kd set --{name.replace('_', '-')} {{{name}}}" if name.isidentifier() else f"{flag} {{your_{kind}}} hands it over"
-            raise KdError(f"{title} {flag} {name} needs {noun}, and the session has none of that name", did_you_mean(name, self), way)
+            raise KdError(f"{title} {flag} {name} needs {noun}, and the session has none of that name", self._meant(kind, name), way)
         if kind == "data":
             try:
                 self._named[name] = adopt_data(self[name], batch_size=self._batch_size)
             except KdError as error:
                 raise KdError(f"{title} {flag} {name}: {error.message}", *error.hints) from error
+
+    def _meant(self, kind: str, name: str) -> str:
+        """What a name that the session has not may stand for."""
+        with contextlib.suppress(KdError):
+            if kind == "model" and self._model_of(f"@{name}") is not None:
+                return f"the version of that name is @{name}"
+        return did_you_mean(name, self)
 
     def _check_labels(self, title: str, name: str, task: Any) -> None:
         if name not in self:

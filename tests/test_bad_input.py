@@ -34,6 +34,7 @@ LINES = {
     "prune channels --importance l3": ("--importance 'l3'", "--importance:"),
     "prune channels 0.5": ("'0.5' stands where an option was expected", "--name value"),
     "distill soft --teacher nobody": ("needs a model, and the session has none of that name", "%kd set --nobody {nobody}"),
+    "distill soft --teacher base": ("needs a model, and the session has none of that name", "the version of that name is @base"),
     "tune finetune --data nothing": ("needs data, and the session has none of that name", "%kd set --nothing {nothing}"),
     "distill soft --teacher @nowhere": ("no version @nowhere", "versions: @base"),
     "tune finetune --learning-rate 1e30 --optimizer sgd --steps 5": ("tune finetune", "learning rate"),

@@ -168,6 +168,11 @@ def test_what_is_zero_but_for_rounding_is_not_swamped() -> None:
     assert not Balance(pulls).warning
 
 
+def test_what_is_alike_already_is_not_swamped() -> None:
+    assert not Balance([Pull("label", 0.7, 0.5, 0.08), Pull("ema", 3.8e-6, 0.5, 0.0004)]).warning
+    assert Balance([Pull("label", 0.7, 0.5, 0.08), Pull("similarity", 1e-4, 1.0, 0.0004)]).warning
+
+
 def test_the_remedy_makes_the_gradients_even() -> None:
     """What the warning proposes, done, leaves a ratio of one."""
     x, y = torch.randn(64, 6), torch.arange(64) % 3

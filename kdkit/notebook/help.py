@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ def of_stage(stage: type[Stage]) -> Page:
         options_of(stage, [*usual, *rare]) if stage.model_fields else "It takes no options of its own.",
         _conditions(stage),
         Table(["option of every stage", "what it does"], _plain(Running)),
+        _background(stage),
         Source(sample(stage)),
     )
 
@@ -123,10 +125,17 @@ def sample(stage: type[Stage]) -> str:
     return given or " ".join(["%kd", *stage.id.split(".", 1), *(required or _first(stage)), *stage.sample_options.split()])
 
 
+def _background(stage: type[Stage]) -> str:
+    """What the module of a technique tells below its first paragraph: the paper, the formula at length, pitfalls."""
+    if stage.__module__ == "__main__":
+        return ""
+    return (inspect.getdoc(sys.modules.get(stage.__module__)) or "").partition("\n\n")[2]
+
+
 def _first(stage: type[Stage]) -> list[str]:
     for name, field in stage.model_fields.items():
         if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
-            return [f"{option(name)} {field.default}"]
+            return [f"{option(name)} {field.default:g}"]
     return []
 
 

@@ -19,6 +19,8 @@ TOO_FAR = 100.0
 """The ratio of two gradients above which one term swamps the other."""
 _ROUNDING = 1e-6
 """A gradient of less than this share of the largest is what rounding left: the term is fulfilled, or does not reach the weights."""
+_ALIKE = 1e-5
+"""A value of less than this share of the largest term's: what it compares is alike already, and no weight would change that."""
 _FEW = 4
 """Terms up to which the note names all."""
 
@@ -138,10 +140,11 @@ class Balance:
         return f"{said}; {remedy or f'{most.name} with {1 / ratio:.2g} times its weight would make them even'}"
 
     def _ends(self) -> tuple[Pull, Pull]:
-        """The weakest pull that is more than rounding, and the strongest."""
+        """The weakest pull of a term with something left to learn, and the strongest."""
         finite = [pull for pull in self.pulls if pull.gradient < float("inf")] or list(self.pulls)
         most = max(finite, key=lambda pull: pull.gradient)
-        return min((pull for pull in finite if pull.gradient > _ROUNDING * most.gradient), key=lambda pull: pull.gradient, default=most), most
+        learning = (pull for pull in finite if pull.gradient > _ROUNDING * most.gradient and abs(pull.value) >= _ALIKE * abs(most.value))
+        return min(learning, key=lambda pull: pull.gradient, default=most), most
 
     @property
     def table(self) -> Table:

@@ -310,6 +310,25 @@ def test_agreement_shows_a_version_beside_its_teacher(cells):
     assert "--teacher" in cells.complete("%kd agreement --t")
 
 
+def test_help_of_a_technique_tells_paper_and_pitfalls(bare):
+    page = repr(bare.give("%kd help distill hints"))
+    assert "FitNets: Hints for Thin Deep Nets" in page
+    assert "Pitfalls:" in page
+    assert page.count("Hints: the student's inner features") == 0
+
+
+def test_the_example_line_of_every_technique_holds(bare):
+    from kdkit.notebook.help import sample
+    from kdkit.pipeline import Pipeline
+    from kdkit.plugins import manager
+
+    for stage in manager().stages().values():
+        line = sample(stage).removeprefix("%kd ").replace("{", "").replace("}", "")
+        made = Pipeline.from_lines(line).stages[0]
+        assert not list(getattr(made, "conflicts", list)()), line
+        assert "1.0" not in line
+
+
 def test_an_example_of_distillation_compares_with_a_control(bare):
     assert "%kd distill soft" in repr(bare.give("%kd help distill soft"))
     assert repr(bare.give("%kd help distill soft")).splitlines()[-1].endswith("--control train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from kdkit.contract import Needs, TrainStage, param
 from kdkit.errors import KdError
@@ -11,6 +12,8 @@ from kdkit_distill.response.stage import ResponseStage
 
 class SeveralTeachers(ResponseStage):
     """A scheme of several teachers, each of whom says something of its own."""
+
+    sample_options: ClassVar[str] = "--teachers {one} {other} --control train"
 
     teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
 
