@@ -25,7 +25,7 @@ from kdkit_distill.rounds import Round
 
 if TYPE_CHECKING:
     from kdkit.context import Context, Progress
-    from kdkit_distill.lesson import DistillStage
+    from kdkit_distill.stage import DistillStage
 
 
 class Labels(TrainStage):
@@ -47,7 +47,7 @@ class LabelPart(TrainPart):
 
 def comparison_conflicts(stage: DistillStage) -> Iterator[str]:
     """Options of a comparison that don't go together, a line each."""
-    from kdkit_distill.lesson import DistillStage
+    from kdkit_distill.stage import DistillStage
 
     if stage.seeds > 1 and stage.control is None:
         yield "--seeds repeats a comparison, and there is none: --control train"

@@ -1,4 +1,4 @@
-"""What tests of feature techniques share: short trainings on the zoo, and prints of models to compare."""
+"""What tests of distillation share: nets and data, short trainings, and prints of models to compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdkit.context import Context
 from kdkit.data import Batch, Data, adopt_data
 from kdkit.tasks import Classification, Task
 from kdkit.training import fit
-from kdkit_distill.lesson import DistillStage
+from kdkit_distill.stage import DistillStage
 from tests import zoo
 
 
@@ -22,10 +22,27 @@ def numbers(*shape: int, seed: int = 0, spread: float = 1.0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def context(data: Any, teacher: nn.Module | None, task: Task | None = None, **objects: Any) -> Context:
-    """A run's context with these data to train on."""
-    train = data if isinstance(data, Data) else adopt_data(data, 16)
-    return Context(task or Classification(), objects={"train": train, "teacher": teacher, **objects}, original=teacher)
+def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
+    """The like, as far apart as a net's answers."""
+    return numbers(*shape, seed=seed, spread=spread)
+
+
+def net(seed: int, width: int = 16, classes: int = 3, dropout: float = 0.0) -> nn.Module:
+    """A net for `points`, with batch norm."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes))
+
+
+def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Six numbers an item, of which the largest of the first three is its class."""
+    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
+    return x, x[:, :3].argmax(1)
+
+
+def context(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None, **objects: Any) -> Context:
+    """A run's context with these data to train on, `points` when not said."""
+    train = data if isinstance(data, Data) else adopt_data(points() if data is None else data, 16)
+    return Context(task or Classification(), objects={"train": train, "teacher": teacher, **objects}, original=teacher or net(50))
 
 
 def of_zoo(name: str, items: int = 32) -> Data:
@@ -41,6 +58,11 @@ def taught(stage: DistillStage, student: nn.Module, run: Context) -> list[dict[s
     run.observe = lambda progress: seen.append(dict(progress.figures))
     fit(student, [stage], run)
     return seen
+
+
+def first_loss(stage: DistillStage, student: nn.Module, run: Context) -> dict[str, float]:
+    """The figures of a training's first step."""
+    return taught(stage, student, run)[0]
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -83,3 +105,23 @@ def bert(seed: int) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+class Speller(nn.Module):
+    """A causal language model of one layer, in float64, with a head of any width."""
+
+    def __init__(self, seed: int, head: int = 11):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head = nn.Embedding(16, 8).double(), nn.Linear(8, head).double()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.embed(input_ids).cumsum(1))}
+
+
+def words(padding: int = 0, cuts: tuple[int, ...] = ()) -> Data:
+    """Eight sentences of several lengths for `Speller`, padded further, in batches cut there."""
+    tokens, lengths = torch.randint(1, 11, (8, 7), generator=torch.Generator().manual_seed(0)), torch.tensor([7, 3, 5, 2, 6, 7, 2, 4])
+    mask = torch.arange(7 + padding)[None] < lengths[:, None]
+    whole = Batch((), {"input_ids": nn.functional.pad(tokens, (0, padding), value=9) * mask, "attention_mask": mask.long()})
+    return InOrder(lambda: [whole[start:stop] for start, stop in zip((0, *cuts), (*cuts, 8), strict=True)], "words", 8)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import kdkit
 from kdkit.context import Context
@@ -18,6 +18,7 @@ from kdkit.training import fit
 from kdkit_distill.evaluation import figure
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.scheme.assistant import Assistant
+from tests.plugins.lessons import points, weights
 
 
 def net(seed: int, width: int = 16) -> nn.Module:
@@ -25,18 +26,9 @@ def net(seed: int, width: int = 16) -> nn.Module:
     return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 3))
 
 
-def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :3].argmax(1)
-
-
 def context(teacher: nn.Module | None = None, **objects: Any) -> Context:
     held = {"train": adopt_data(points(), 16), "eval": adopt_data(points(seed=2), 16), "teacher": teacher, **objects}
     return Context(Classification(), seed=5, objects=held, original=net(50).eval())
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
 def test_it_is_distillation_from_each_to_the_next() -> None:

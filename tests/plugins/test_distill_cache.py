@@ -30,6 +30,7 @@ from kdkit_distill.response.soft import Soft
 from kdkit_distill.signals import TopK, top_k
 from kdkit_distill.sources import Live, Source
 from tests import zoo
+from tests.plugins.lessons import weights
 from tests.test_interrupts import interrupted, moments
 
 
@@ -53,10 +54,6 @@ def points(items: int = 40) -> tuple[Tensor, Tensor]:
 
 def run(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None) -> Context:
     return Context(task or Classification(), objects={"train": adopt_data(points() if data is None else data, 8), "teacher": teacher or Teacher()})
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 def opened(context: Context, path: Path, layers: tuple[str, ...] = (), **options: Any) -> Cached:

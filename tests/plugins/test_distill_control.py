@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import kdkit
 from kdkit.context import Context
@@ -22,6 +22,7 @@ from kdkit_distill.control import Labels
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.response.soft import Soft
 from tests import zoo
+from tests.plugins.lessons import points, weights
 
 # The figures ---------------------------------------------------------------------------------------------------------
 
@@ -125,18 +126,9 @@ def net(seed: int, width: int = 16, dropout: float = 0.1) -> nn.Module:
     return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 3))
 
 
-def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :3].argmax(1)
-
-
 def context(teacher: nn.Module | None = None, **objects: Any) -> Context:
     held = {"train": adopt_data(points(), 16), "eval": adopt_data(points(seed=2), 16), "teacher": teacher, **objects}
     return Context(Classification(), seed=5, objects=held, original=net(50))
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
 def applied(stage: Soft, run: Context, student: nn.Module | None = None) -> tuple[nn.Module, Comparison]:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import Needs, faults
+from kdkit.contract import Needs
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Regression
 from kdkit.training import fit
 from kdkit_distill.response.correlation import Correlation, correlated, inter_class, intra_class
-from tests.plugins.test_distill_soft import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
+from tests.plugins.lessons import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
 
 
 def shares(logits: Tensor, temperature: float) -> numpy.ndarray:
@@ -117,8 +117,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
 # The stage -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(Correlation)) == []
+def test_it_needs_a_teacher_and_labels() -> None:
     assert Correlation().needed() == Needs(train=True, teacher=True, labels=True)
     assert Correlation(labels=False).needed() == Needs(train=True, teacher=True)
 

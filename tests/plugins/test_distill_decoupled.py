@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import Needs, faults
+from kdkit.contract import Needs
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Embedding
 from kdkit.training import fit
 from kdkit_distill.response.decoupled import Decoupled, decoupled
 from kdkit_distill.response.divergences import soft_labels
-from tests.plugins.test_distill_soft import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
+from tests.plugins.lessons import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
 
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3, 0])
 
@@ -119,10 +119,6 @@ def test_without_a_label_there_is_neither_loss_nor_gradient() -> None:
 
 
 # The stage -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(Decoupled)) == []
 
 
 def test_the_loss_is_labels_and_both_terms_with_their_weights() -> None:

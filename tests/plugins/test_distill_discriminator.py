@@ -19,6 +19,7 @@ from kdkit.tasks import Classification, Regression, TokenClassification
 from kdkit.training import fit
 from kdkit_distill.scheme.discriminator import Discriminator, Judge, reversed_gradient, told_apart
 from tests import zoo
+from tests.plugins.lessons import points, weights
 
 
 def net(seed: int, classes: int = 3, width: int = 16) -> nn.Module:
@@ -26,17 +27,8 @@ def net(seed: int, classes: int = 3, width: int = 16) -> nn.Module:
     return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, classes))
 
 
-def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :3].argmax(1)
-
-
 def context(data: Any = None, teacher: nn.Module | None = None, **objects: Any) -> Context:
     return Context(Classification(), objects={"train": adopt_data(points() if data is None else data, 16), "teacher": teacher or net(9, width=24), **objects})
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
 # The objective -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import faults
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Embedding, TokenClassification
@@ -17,7 +16,7 @@ from kdkit.training import fit
 from kdkit_distill.response.divergences import cosine_distance, soft_labels
 from kdkit_distill.transformer.distilbert import DistilBert
 from tests import zoo
-from tests.plugins.test_distill_soft import fingerprint, weights
+from tests.plugins.lessons import fingerprint, weights
 from tests.plugins.test_distill_tinybert import attended, bert, context, curve, random, sentences
 
 MASKED_LM = "BertForMaskedLM"
@@ -162,7 +161,3 @@ def test_other_classes_are_refused() -> None:
     teacher.classifier = nn.Linear(32, 5)
     with pytest.raises(KdError, match="the teacher knows 5 classes, the student 2"):
         fit(bert(1), [DistilBert(labels=False)], context(teacher, Classification()))
-
-
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(DistilBert)) == []

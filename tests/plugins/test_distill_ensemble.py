@@ -22,10 +22,7 @@ from kdkit.training import fit
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.scheme.ensemble import Combined, Ensemble, gates, mixture
 from tests import zoo
-
-
-def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
+from tests.plugins.lessons import logits, weights
 
 
 def softmax(row: list[float], temperature: float) -> list[float]:
@@ -110,10 +107,6 @@ class Knows(nn.Module):
 def run(task: Task | None = None, **objects: Any) -> Context:
     named = {"train": adopt_data(points(), 16), "eval": adopt_data(points(), 16), "a": Knows(1), "b": Knows(2), "c": Knows(3)}
     return Context(task or Classification(), objects={**named, **objects})
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 def trained(context: Context, **options: Any) -> nn.Module:

@@ -21,8 +21,8 @@ from kdkit_distill.feature.hints import Hints
 from kdkit_distill.feature.review import Review
 from kdkit_distill.feature.stage import counted
 from kdkit_distill.feature.variational import Variational
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.pooling import vectors
+from kdkit_distill.stage import DistillStage
 from tests import zoo
 from tests.plugins.lessons import bert, context, fingerprint, numbers, of_zoo, sentences, taught, weights
 from tests.test_interrupts import interrupted, moments

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.context import Context
-from kdkit.contract import faults
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.tasks import Classification
 from kdkit.training import fit
 from kdkit_distill.relation.flow import Flow, flow, flow_difference
 from tests import zoo
+from tests.plugins.lessons import fingerprint, weights
 from tests.plugins.test_distill_between_items import curve, shaken
-from tests.plugins.test_distill_soft import fingerprint, weights
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
@@ -123,7 +122,3 @@ def test_one_pair_of_layers_is_refused() -> None:
 def test_vectors_have_no_flow() -> None:
     with pytest.raises(KdError, match="no flow to compare"):
         fit(zoo.mlp(), [Flow(layers=("first", "second"))], context("mlp"))
-
-
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(Flow)) == []

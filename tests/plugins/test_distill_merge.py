@@ -20,13 +20,10 @@ from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.merge import Merge, Merged, at_home, off_home, own_set, read_sets, side_by_side
 from kdkit_tune.finetune import Finetune
 from tests import zoo
+from tests.plugins.lessons import logits, weights
 
 SETS, CLASSES = [(0, 1, 2), (2, 3)], 4
 """Two teachers who both know class 2."""
-
-
-def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 def answers(items: int = 5) -> list[Tensor]:
@@ -164,10 +161,6 @@ def trained(context: Context, **options: Any) -> nn.Module:
     made = Merge(**{"teachers": ("a", "b"), "labels": False, **options}).apply(net(5, 0), context)
     assert made is not None
     return made
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 def test_labels_and_given_origins_that_say_the_same_teach_the_same() -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.context import Context
-from kdkit.contract import faults
 from kdkit.data import adopt_data
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Embedding
@@ -18,7 +17,7 @@ from kdkit.training import fit
 from kdkit_distill.transformer.masks import seen_pairs
 from kdkit_distill.transformer.minilm import MiniLM, attention_distributions, relation_heads, self_relations
 from tests import zoo
-from tests.plugins.test_distill_soft import fingerprint, weights
+from tests.plugins.lessons import fingerprint, weights
 from tests.plugins.test_distill_tinybert import REAL, attended, bert, context, curve, made, random, sentences
 
 
@@ -219,7 +218,3 @@ def test_what_does_not_fit_is_refused_before_training(options: dict[str, Any], m
 def test_nets_without_attention_are_refused() -> None:
     with pytest.raises(KdError, match="no blocks whose attention can be read"):
         fit(zoo.mlp(), [MiniLM()], Context(Classification(), objects={"train": adopt_data(zoo.batch("mlp"), 8), "teacher": zoo.mlp()}, original=None))
-
-
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(MiniLM)) == []

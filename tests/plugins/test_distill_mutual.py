@@ -18,24 +18,11 @@ from kdkit.tasks import Classification, Regression, TokenClassification
 from kdkit.training import fit
 from kdkit_distill.scheme.mutual import Mutual, mutual
 from tests import zoo
-
-
-def net(seed: int, classes: int = 3, width: int = 16, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes))
-
-
-def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :3].argmax(1)
+from tests.plugins.lessons import net, points, weights
 
 
 def context(data: Any = None, **objects: Any) -> Context:
     return Context(Classification(), objects={"train": adopt_data(points() if data is None else data, 16), **objects})
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
 def logits(*shape: int, seed: int = 0) -> Tensor:

@@ -20,20 +20,12 @@ from kdkit.tasks import CausalLM, Classification, Regression, Task, TokenClassif
 from kdkit.training import fit
 from kdkit_distill.scheme.pseudo_labels import Cycle, PseudoLabels, confident, pseudo_labels, unlabelled
 from kdkit_tune.finetune import Finetune
-
-
-def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
+from tests.plugins.lessons import logits, points, weights
 
 
 def net(seed: int, classes: int = 3, width: int = 16) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, classes))
-
-
-def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :3].argmax(1)
 
 
 def half_labelled(items: int = 64) -> tuple[Tensor, Tensor]:
@@ -52,10 +44,6 @@ class Oracle(nn.Module):
 def context(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None, **objects: Any) -> Context:
     train = adopt_data(points() if data is None else data, 16)
     return Context(task or Classification(), objects={"train": train, "teacher": teacher or Oracle(), **objects}, original=net(50))
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
 # The objective -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from kdkit.data import Batch, Data
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification
 from kdkit.training import fit
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.response.correlation import Correlation, inter_class, intra_class
 from kdkit_distill.response.decoupled import Decoupled, decoupled
 from kdkit_distill.response.divergences import jensen_shannon, reverse, soft_labels, squared
@@ -23,8 +22,9 @@ from kdkit_distill.response.soft import Soft
 from kdkit_distill.response.standardized import Standardized, soft_standardized
 from kdkit_distill.schedules import between, rising
 from kdkit_distill.scheme.unlabelled import Unlabelled
+from kdkit_distill.stage import DistillStage
 from tests import zoo
-from tests.plugins.test_distill_soft import context, fingerprint, net, points, weights
+from tests.plugins.lessons import context, fingerprint, net, points, weights
 
 STEPS = 5
 LOSSES: dict[str, tuple[type[DistillStage], dict[str, Any], Callable[..., Tensor]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdkit.context import Context
 from kdkit.contract import Needs, faults
@@ -20,24 +20,11 @@ from kdkit.training import fit
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.self_taught import SelfTaught, Shadow, virtual_teacher
 from tests import zoo
-
-
-def net(seed: int, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
-
-
-def points(items: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :3].argmax(1)
+from tests.plugins.lessons import net, points, weights
 
 
 def context(data: Any = None, **objects: Any) -> Context:
     return Context(Classification(), objects={"train": adopt_data(points() if data is None else data, 16), **objects})
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
 def one_batch() -> Data:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,20 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdkit.context import Context
 from kdkit.contract import Needs
-from kdkit.data import Batch, Data, adopt_data
+from kdkit.data import Batch, Data
 from kdkit.errors import Cancelled, KdError
-from kdkit.tasks import CausalLM, Classification, Embedding, MultiLabel, Regression, Task
+from kdkit.tasks import CausalLM, Embedding, MultiLabel, Regression, Task
 from kdkit.training import fit
 from kdkit_distill.response.divergences import cosine_distance, jensen_shannon, kullback_leibler, reverse, soft_labels, squared
 from kdkit_distill.response.soft import Soft
 from kdkit_tune.finetune import Finetune
+from tests.plugins.lessons import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
 from tests.test_interrupts import interrupted, moments
-
-
-def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 def written_out(student: Tensor, teacher: Tensor, temperature: float) -> list[float]:
@@ -253,37 +248,6 @@ def test_a_divergence_of_two_distributions_is_torchs() -> None:
 # The stage -----------------------------------------------------------------------------------------------------------
 
 
-def net(seed: int, classes: int = 3, width: int = 16, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes))
-
-
-def points(items: int = 64) -> tuple[Tensor, Tensor]:
-    x = torch.randn(items, 6, generator=torch.Generator().manual_seed(1))
-    return x, x[:, :3].argmax(1)
-
-
-def context(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None, **objects: Any) -> Context:
-    train = adopt_data(points() if data is None else data, 16)
-    return Context(task or Classification(), objects={"train": train, "teacher": teacher, **objects}, original=net(50))
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
-
-
-def fingerprint(model: nn.Module) -> tuple:
-    state = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())).hexdigest()
-    return state, [module.training for module in model.modules()], [weight.requires_grad for weight in model.parameters()], [weight.grad for weight in model.parameters()]
-
-
-def first_loss(stage: Soft, model: nn.Module, run: Context) -> dict[str, float]:
-    seen: list = []
-    run.observe = seen.append
-    fit(model, [stage], run)
-    return dict(seen[0].figures)
-
-
 def test_the_loss_is_labels_and_teacher_in_the_shares_of_alpha() -> None:
     student, teacher = net(0), net(1).eval()
     x, y = points()
@@ -491,30 +455,11 @@ def test_together_is_the_sum_with_the_other_stage() -> None:
 # Language models -----------------------------------------------------------------------------------------------------
 
 
-class Speller(nn.Module):
-    """A causal language model of one layer, in float64, with a head of any width."""
-
-    def __init__(self, seed: int, head: int = 11):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embed, self.head = nn.Embedding(16, 8).double(), nn.Linear(8, head).double()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.head(self.embed(input_ids).cumsum(1))}
-
-
 class Words(Data):
     """Token batches in a fixed order."""
 
     def batches(self, shuffle: bool = False, seed: int | None = None, batch_size: int | None = None) -> Iterator[Batch]:
         return super().batches(False, 0, None)
-
-
-def words(padding: int = 0, cuts: tuple[int, ...] = ()) -> Data:
-    tokens, lengths = torch.randint(1, 11, (8, 7), generator=torch.Generator().manual_seed(0)), torch.tensor([7, 3, 5, 2, 6, 7, 2, 4])
-    mask = torch.arange(7 + padding)[None] < lengths[:, None]
-    whole = Batch((), {"input_ids": nn.functional.pad(tokens, (0, padding), value=9) * mask, "attention_mask": mask.long()})
-    return Words(lambda: [whole[start:stop] for start, stop in zip((0, *cuts), (*cuts, 8), strict=True)], "words", 8)
 
 
 @pytest.mark.parametrize("options", [{"divergence": "reverse"}, {"divergence": "jensen-shannon"}, {"divergence": "mse"}, {"divergence": "cosine"}, {"top_k": 4}])

@@ -20,6 +20,7 @@ from kdkit.training import fit
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.sources import Live, _Asked, recognised
 from tests import zoo
+from tests.plugins.lessons import weights
 
 
 class Teacher(zoo.Mlp):
@@ -60,10 +61,6 @@ def points(items: int = 40) -> tuple[Tensor, Tensor]:
 
 def run(teacher: Any, **objects: Any) -> Context:
     return Context(Classification(), objects={"train": adopt_data(points(), 8), "teacher": teacher, **objects})
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 # One teacher, several stages

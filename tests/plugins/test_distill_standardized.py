@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit.contract import Needs, faults
+from kdkit.contract import Needs
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Regression
 from kdkit.training import fit
 from kdkit_distill.response.standardized import Standardized, soft_standardized, standardized
-from tests.plugins.test_distill_soft import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
+from tests.plugins.lessons import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
 
 
 def written_out(student: list[float], teacher: list[float], temperature: float) -> float:
@@ -95,8 +95,7 @@ def test_standardized_logits_have_mean_0_and_deviation_1() -> None:
 # The stage -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(Standardized)) == []
+def test_it_needs_a_teacher_and_labels() -> None:
     assert Standardized().needed() == Needs(train=True, teacher=True, labels=True)
 
 

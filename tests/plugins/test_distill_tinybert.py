@@ -12,18 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.context import Context
-from kdkit.contract import faults
 from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Classification, Embedding, Regression, Task
 from kdkit.training import fit
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.matching import Capture
+from kdkit_distill.stage import DistillStage
 from kdkit_distill.transformer.layers import Layers, attention_scores, hidden_states, prediction, uniform_map
 from kdkit_distill.transformer.masks import compared_tokens, seen_pairs
 from kdkit_distill.transformer.stack import stack_of
 from tests import zoo
-from tests.plugins.test_distill_soft import fingerprint, weights
+from tests.plugins.lessons import fingerprint, weights
 
 WORDS = torch.tensor([9, 4, 6, 9, 2, 5, 3, 8])
 """Lengths of the eight sentences."""
@@ -371,7 +370,3 @@ def test_labels_count_only_where_asked_for() -> None:
 def test_other_tokens_are_refused() -> None:
     with pytest.raises(KdError, match="for \\(8, 9\\) of the batch"):
         compared_tokens(sentences(), torch.zeros(8, 12, 4))
-
-
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(Layers)) == []

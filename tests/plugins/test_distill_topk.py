@@ -27,7 +27,7 @@ from kdkit_distill.response.standardized import Standardized
 from kdkit_distill.signals import Signal, TopK, first_classes, top_k
 from kdkit_distill.sources import Live, Source
 from tests.benchmarks.bench_topk import bytes_of, gradient_error, zipf
-from tests.plugins.test_distill_soft import Speller, context, first_loss, logits, net, points, weights, words
+from tests.plugins.lessons import Speller, context, first_loss, logits, net, points, weights, words
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {"forward": soft_labels, "reverse": reverse, "jensen-shannon": jensen_shannon}
 

@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from kdkit import Session
-from kdkit.contract import Needs, faults
+from kdkit.contract import Needs
 from kdkit.errors import KdError
 from kdkit.tasks import CausalLM, Embedding
 from kdkit.training import fit
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.scheme.unlabelled import Unlabelled
-from tests.plugins.test_distill_soft import Speller, context, fingerprint, first_loss, net, points, weights, words
-
-
-def test_the_rule_of_every_stage_holds() -> None:
-    assert list(faults(Unlabelled)) == []
+from tests.plugins.lessons import Speller, context, fingerprint, first_loss, net, points, weights, words
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "divergence": "reverse"}, {"top_k": 2}])

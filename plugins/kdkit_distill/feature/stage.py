@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from kdkit.contract import param
 from kdkit.training import Step
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.matching import parsed, suggested
 from kdkit_distill.outline import observed
 from kdkit_distill.pooling import real_tokens, token_mean
 from kdkit_distill.precision import wide_pair
 from kdkit_distill.projections import Projection, matched, sequence_of
 from kdkit_distill.signals import Exchange, Pair
+from kdkit_distill.stage import DistillStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context

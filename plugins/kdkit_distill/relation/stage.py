@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kdkit.contract import param
 from kdkit.training import Term
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.matching import parsed, penultimate
 from kdkit_distill.pooling import vectors
 from kdkit_distill.signals import Exchange, Pair
+from kdkit_distill.stage import DistillStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context

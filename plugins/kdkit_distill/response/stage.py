@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from kdkit.contract import param
 from kdkit.tasks import Classification, Task
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.schedules import Shape, between
+from kdkit_distill.stage import DistillStage
 
 
 class ResponseStage(DistillStage):

@@ -32,10 +32,11 @@ from kdkit.models import frozen
 from kdkit.tasks import Classification, Task
 from kdkit.tasks.classes import cross_entropy
 from kdkit.training import Step, Term, TrainPart
-from kdkit_distill.lesson import DistillStage, Lesson
+from kdkit_distill.lesson import Lesson
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.attack import EVALUATION_STEPS, Threat, label_losses, moved_part, pgd, robust_accuracy, with_inputs
 from kdkit_distill.signals import Exchange
+from kdkit_distill.stage import DistillStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context

@@ -1,8 +1,10 @@
 """An ensemble: one student learns from several teachers of the same task.
 
 You, Xu, Xu, Tao, "Learning from Multiple Teacher Networks", 2017; Hinton, Vinyals, Dean, 2015 (arXiv:1503.02531), section 3.
-An ensemble is worth its cost where its members err on different items; the note after the training tells the figures of
-each, of all together, and of the student.
+The note after the training tells the figures of each, of all together, and of the student.
+
+Pitfalls: members that err on the same items are one teacher at the price of several. The gate trusts who is sure, and a badly
+calibrated teacher is sure where it is wrong. All of them run at each step; --cache asks each once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """Merging label sets: teachers that know different classes make one student that knows them all.
 
 Vongkulbhisal, Vinayavekhin, Visentini-Scarzanella, "Unifying Heterogeneous Classifiers with Distillation", 2019
-(arXiv:1904.06062). A teacher is sure of itself on items that it knows nothing of, so what counts is from which teacher's
-data an item comes: on digits 0-4 and 5-9 that is worth 3 to 7 points of accuracy over setting all logits side by side.
+(arXiv:1904.06062).
+
+Pitfalls: a teacher is sure of itself on items that it knows nothing of, so what counts is from which teacher's data an item
+comes: on digits 0-4 and 5-9 that is worth 3 to 7 points of accuracy over setting all logits side by side. A class that several
+teachers know must mean the same to all of them.
 """
 
 from __future__ import annotations

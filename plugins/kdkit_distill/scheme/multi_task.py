@@ -1,8 +1,10 @@
 """Several tasks at once: a student of several heads, each taught by a teacher of its own.
 
 Liu, He, Chen, Gao, "Improving Multi-Task Deep Neural Networks via Knowledge Distillation for Natural Language Understanding",
-2019 (arXiv:1904.09482). The heads share what lies below them, so a task of few items gains from the others; where one head
-wins at the cost of another, --weights is what balances them.
+2019 (arXiv:1904.09482). The heads share what lies below them, so a task of few items gains from the others.
+
+Pitfalls: where one head wins at the cost of another, --weights is what balances them. Each teacher is asked about every item,
+also about those that are none of its task.
 """
 
 from __future__ import annotations

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from kdkit.contract import param
 from kdkit.errors import KdError
-from kdkit.tasks import CausalLM, Classification, Task
+from kdkit.tasks import Classification, Task
 from kdkit.training import Term
 from kdkit_distill.feature.hints import hint_distance
-from kdkit_distill.lesson import PADDING
+from kdkit_distill.heads import same_classes
 from kdkit_distill.pooling import token_mean
 from kdkit_distill.precision import wide_pair
 from kdkit_distill.projections import bridge
 from kdkit_distill.response.divergences import soft_labels, squared
-from kdkit_distill.signals import Exchange, Pair
+from kdkit_distill.signals import Exchange, Pair, Signal
 from kdkit_distill.transformer.masks import check_tokens, compared_tokens, seen_pairs
 from kdkit_distill.transformer.stack import Attention, Block, Stack
 from kdkit_distill.transformer.stage import Aligned, TransformerStage
@@ -102,12 +102,8 @@ def prediction(student: Tensor, teacher: Tensor, task: Task, temperature: float 
     classes = (student.shape[-1], teacher.shape[-1])
     if not isinstance(task, Classification):
         return None if classes[0] != classes[1] else squared(student, teacher)
-    if student.shape[:-1] != teacher.shape[:-1] or abs(classes[0] - classes[1]) > (PADDING if isinstance(task, CausalLM) else 0):
-        raise KdError(
-            f"the teacher knows {classes[1]} classes, the student {classes[0]}",
-            "the same classes in the same order are compared; give the student a head of that width, or leave them out: --prediction-weight 0",
-        )
-    return soft_labels(student[..., : min(classes)], teacher[..., : min(classes)], temperature)
+    said, asked = same_classes(Signal(student), Signal(teacher), task, "or leave the prediction out: --prediction-weight 0")
+    return soft_labels(said.logits, asked.logits, temperature)
 
 
 def uniform_map(student: int, teacher: int) -> list[tuple[int, int]]:

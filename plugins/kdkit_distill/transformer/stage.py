@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from kdkit.errors import KdError
-from kdkit_distill.lesson import DistillStage
 from kdkit_distill.signals import Pair
+from kdkit_distill.stage import DistillStage
 from kdkit_distill.transformer.stack import Attention, Stack, stack_of
 
 

@@ -1,0 +1,42 @@
+"""The family: what holds for every technique of distillation, whoever wrote it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from kdkit.contract import faults
+from kdkit_distill import kdkit_stages
+from kdkit_distill.stage import DistillStage
+
+STAGES = list(kdkit_stages())
+every = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.id)
+
+
+@every
+def test_the_rule_of_every_stage_holds(stage: type[DistillStage]) -> None:
+    assert list(faults(stage)) == []
+
+
+@every
+def test_its_help_line_is_one_imperative_sentence(stage: type[DistillStage]) -> None:
+    line, _, rest = (stage.__doc__ or "").partition("\n")
+    assert line.endswith(".")
+    assert len(line) <= 110
+    assert line.split()[0] in ("Match", "Weight", "Predict", "Tell", "Learn", "Train", "Teach", "Unite")
+    assert rest.startswith("\n")
+
+
+@every
+def test_its_module_names_a_paper_and_the_pitfalls(stage: type[DistillStage]) -> None:
+    told = sys.modules[stage.__module__].__doc__ or ""
+    assert any(str(year) in told for year in range(2006, 2027))
+    assert "Pitfalls:" in told
+
+
+def test_techniques_stand_by_room_soft_labels_first() -> None:
+    rooms = [stage.__module__.split(".")[1] for stage in STAGES]
+    assert list(dict.fromkeys(rooms)) == ["response", "feature", "relation", "transformer", "scheme"]
+    assert rooms == sorted(rooms, key=["response", "feature", "relation", "transformer", "scheme"].index)
+    assert STAGES[0].id == "distill.soft"
