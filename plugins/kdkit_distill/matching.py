@@ -85,7 +85,7 @@ class Capture:
     def _keep(self, name: str, output: Any) -> None:
         tensor = feature_of(output, name)
         self._calls[name] += 1
-        self._taken[name] = (tensor if self._safe.get(name) else tensor.clone(), tensor, _version(tensor))
+        self._taken[name] = (tensor if self._safe.get(name) else tensor.clone(), tensor, 0 if tensor.is_inference() else tensor._version)
 
     def take(self) -> dict[str, Tensor]:
         """What the last forward pass gave, by layer; it is handed out once.
@@ -100,12 +100,15 @@ class Capture:
                 f"layer {idle!r} of {type(self.model).__name__} did not run in its forward pass",
                 "choose a layer that every batch goes through, and that is called: using its weights alone gives nothing to see",
             )
-        for name, (_, given, version) in taken.items():
-            whole = _version(given) == version
+        found = {}
+        for name, (kept, given, version) in taken.items():
+            whole = not given.is_inference() and given._version == version
             if self._safe.get(name) and not whole:
                 raise KdError(f"what layer {name!r} of {type(self.model).__name__} gives is overwritten in place in some passes only", "choose the layer after it")
             self._safe.setdefault(name, whole)
-        return {name: kept for name, (kept, _, _) in taken.items()}
+            # not the copy where none was needed: in the first pass of a resumed training gradients add up in the order of all others
+            found[name] = given if whole else kept
+        return found
 
     @property
     def repeated(self) -> dict[str, int]:
@@ -128,11 +131,6 @@ class _Hook:
             capture._begin()
         else:
             capture._keep(self.name, output)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; tensors of inference mode don't count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _some(places: Iterable[str]) -> str:

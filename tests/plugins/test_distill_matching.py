@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,15 @@ from torch import Tensor, nn
 
 from kdkit.data import Batch
 from kdkit.errors import KdError
+from kdkit.training import fit
+from kdkit_distill.feature.hints import Hints
+from kdkit_distill.feature.review import Review
+from kdkit_distill.feature.stage import LayerStage
+from kdkit_distill.feature.variational import Variational
 from kdkit_distill.matching import Capture, feature_of, parsed, penultimate, probed, suggested
 from kdkit_distill.outline import observed, stages
 from tests import zoo
-from tests.plugins.lessons import fingerprint
+from tests.plugins.lessons import context, fingerprint, numbers, of_zoo, weights
 
 IMAGES = Batch((torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)),))
 TEXT = Batch((), {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)})
@@ -297,6 +303,39 @@ def test_from_the_second_pass_on_only_what_is_overwritten_is_copied() -> None:
             capture.take()
             model(torch.ones(1, 3))
             assert (capture.take()["layer"] is given[-1]) == shared
+
+
+@pytest.mark.parametrize("technique", [Hints, Variational, Review])
+def test_a_resumed_training_adds_gradients_in_the_order_of_one_that_was_not_interrupted(technique: type[LayerStage], tmp_path: Path) -> None:
+    # a block's output goes to a skip connection, the next block and the technique: three gradients, whose sum depends on their order
+    whole, part, place = zoo.cnn(), zoo.cnn(), str(tmp_path)
+    teacher = other(3)
+    fit(whole, [technique(epochs=4)], context(of_zoo("cnn"), teacher))
+    run = context(of_zoo("cnn"), teacher)
+    run.observe = lambda progress: run.cancelled.set() if progress.done == 5 else None
+    with pytest.raises(KdError, match="cancelled"):
+        fit(zoo.cnn(), [technique(epochs=4, checkpoint=place)], run)
+    fit(part, [technique(epochs=4, checkpoint=place, resume=True)], context(of_zoo("cnn"), teacher))
+    assert torch.equal(weights(whole), weights(part))
+
+
+def other(seed: int) -> nn.Module:
+    """A cnn of other weights."""
+    model = zoo.cnn()
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            weight.add_(0.05 * numbers(*weight.shape, seed=seed + number).float())
+    return model
+
+
+def test_what_a_layer_gives_in_inference_mode_is_always_copied() -> None:
+    model = Tail(nn.ReLU(inplace=True))
+    with Capture(model, ["layer"]) as capture, torch.inference_mode():
+        for _ in range(3):
+            model(-torch.ones(1, 3))
+            kept = capture.take()["layer"]
+            assert torch.equal(kept, model.layer(-torch.ones(1, 3)))
+            capture.take()
 
 
 def test_overwriting_that_begins_later_is_an_error() -> None:
