@@ -81,7 +81,7 @@ class Objects(Mapping[str, Any]):
         if needs.tokenizer and "tokenizer" not in self:
             raise KdError(f"{title} needs a tokenizer", "%kd set --tokenizer {tokenizer}")
         if needs.labels:
-            self._check_labels(title, getattr(stage, "data", "train"), task)
+            self._check_labels(title, getattr(stage, "data", "train"), task, _without_labels(stage))
 
     def _check_reference(self, title: str, flag: str, kind: str, name: str) -> None:
         if kind == "model" and (name.startswith("@") or name in ("teacher", "original")):
@@ -104,8 +104,14 @@ class Objects(Mapping[str, Any]):
                 return f"the version of that name is @{name}"
         return did_you_mean(name, self)
 
-    def _check_labels(self, title: str, name: str, task: Any) -> None:
+    def _check_labels(self, title: str, name: str, task: Any, way: str) -> None:
         if name not in self:
             raise KdError(f"{title} needs labelled data to train on, and the session has none", "%kd set --train {loader}")
         if not self[name].labelled and getattr(task, "needs_labels", True):
-            raise KdError(f"{title} needs labels, and {name} has none", "pass pairs of inputs and labels, or use a technique that learns from a teacher alone")
+            raise KdError(f"{title} needs labels, and {name} has none", "pass pairs of inputs and labels", way or "or use a technique that learns from a teacher alone")
+
+
+def _without_labels(stage: Stage) -> str:
+    """The option with which a stage does without labels; empty where it has none."""
+    can = getattr(stage, "labels", None) is True and not stage.model_copy(update={"labels": False}).needed().labels
+    return "or learn from the teacher alone: --no-labels" if can else ""

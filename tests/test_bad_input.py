@@ -70,6 +70,9 @@ def test_missing_labels_are_named(session):
     session.set(train=pairs()[0])
     with pytest.raises(KdError, match="needs labels, and train has none"):
         session.run("tune finetune --steps 1")
+    with pytest.raises(KdError, match="needs labels, and train has none") as caught:
+        session.run("distill soft --steps 1")
+    assert any("--no-labels" in hint for hint in caught.value.hints)
 
 
 def test_missing_data_is_named():

@@ -159,6 +159,8 @@ def _remarks(stage: DistillStage) -> list[str]:
     remarks = [] if stage.validation else ["figures are of the last epoch; --validation {held_out} tells the best one"]
     if stage.patience is not None:
         remarks.append("--patience may have stopped one of a pair before the other")
+    if stage.control != stage.data and stage.needed().labels:
+        remarks.append(f"not only the teacher differs: the distilled student has the labels of {stage.data} too, the control those of {stage.control} alone")
     return remarks
 
 

@@ -236,6 +236,14 @@ def test_with_sgd_the_ratio_of_the_first_steps_is_told() -> None:
     assert any(f"is {ratio:.2g} times the control's" in line and f"--learning-rate {0.1 * ratio:.2g}" in line for line in found.remarks)
 
 
+@pytest.mark.parametrize(("options", "told"), [({}, True), ({"alpha": 1.0}, False), ({"labels": False}, False), ({"control": "train"}, False)])
+def test_labels_that_the_control_has_not_are_told(options: dict[str, Any], told: bool) -> None:
+    run = context(net(1))
+    run.objects = {**run.objects, "few": adopt_data(points(8), 8)}
+    _, found = applied(Soft(**{"control": "few"} | options), run)
+    assert any("the labels of train too, the control those of few alone" in line for line in found.remarks) == told
+
+
 def test_with_adamw_nothing_is_said_of_step_sizes() -> None:
     _, found = applied(Soft(control="train"), context(net(1)))
     assert not any("sgd" in line for line in found.remarks)
