@@ -111,3 +111,11 @@ def test_in_a_session_it_is_one_version_with_a_control_beside() -> None:
     assert made["parameters"] == session.plan("distill assistant --through narrow=0.5 --student narrow=0.25", on="@base").steps[-1].parameters
     assert "distilled against control" in repr(made)
     assert "--through narrow=0.75 narrow=0.5" in made.stage.line()
+
+
+def test_a_cache_keeps_the_teachers_answers_and_the_student_does_without(tmp_path: Any) -> None:
+    teacher = net(1)
+    cached, plain = (
+        Assistant(through=("between",), epochs=1, cache=cache).teach(net(2), context(teacher, between=net(3))) for cache in (str(tmp_path / "teacher.kd"), None)
+    )
+    assert torch.equal(weights(cached), weights(plain))

@@ -194,3 +194,9 @@ def test_in_a_session_the_model_itself_teaches_and_generations_are_one_version()
     assert len(session.versions) == 2
     assert made["parameters"] < session["@base"]["parameters"]
     assert session.plan("distill born-again", on="@base").steps[-1].parameters == session["@base"]["parameters"]
+
+
+def test_a_cache_keeps_the_first_teachers_answers_and_later_generations_do_without(tmp_path: Any) -> None:
+    teacher = net(1)
+    cached, plain = (BornAgain(generations=2, epochs=1, cache=cache).teach(net(2), context(teacher)) for cache in (str(tmp_path / "teacher.kd"), None))
+    assert torch.equal(weights(cached), weights(plain))

@@ -204,3 +204,13 @@ def test_text_is_pooled_over_real_tokens() -> None:
         made.append(weights(model))
         assert batch.size == 8
     assert torch.allclose(made[0], made[1], atol=1e-7)
+
+
+def test_autocast_does_not_round_its_cosines() -> None:
+    torch.manual_seed(0)
+    bank = Bank(8, 8, 64)
+    one, two = (torch.nn.functional.normalize(numbers(4, 128, seed=seed).float(), dim=-1) for seed in (1, 2))
+    given = (one, two, torch.arange(4), torch.arange(4, 64).expand(4, -1), 0.07)
+    plain = bank.compare(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bank.compare(*given), plain)

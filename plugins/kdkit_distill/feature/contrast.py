@@ -133,7 +133,9 @@ class Bank(nn.Module):
             temperature: above 0.
         """
         items, chosen = len(self.classes), torch.cat([numbers[:, None], others], 1)
-        similarity = [anchor @ bank.to(anchor.dtype).T for anchor, bank in ((one, self.of_teacher), (two, self.of_student))]
+        # a cosine that autocast rounds to bfloat16 is off by .05 once it is divided by the temperature
+        with torch.autocast(one.device.type, enabled=False):
+            similarity = [anchor @ bank.to(anchor.dtype).T for anchor, bank in ((one, self.of_teacher), (two, self.of_student))]
         pairs = [each.gather(1, chosen) for each in similarity]
         seen = torch.stack([(pair.detach() / temperature).logsumexp((0, 1)) - math.log(pair.numel() / items) for pair in pairs])
         self.log_z.copy_(torch.where(self.log_z.isnan(), seen.to(self.log_z.dtype), self.log_z))

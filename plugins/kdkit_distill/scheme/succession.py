@@ -35,7 +35,8 @@ class Succession(ResponseStage):
         """
         teacher: nn.Module | None = None
         for number, (name, learner) in enumerate(learners, 1):
-            changes: dict[str, Any] = {"student": None, **({"teacher": PREVIOUS} if teacher is not None else {})}
+            # a cache is of the first teacher's answers
+            changes: dict[str, Any] = {"student": None, **({"teacher": PREVIOUS, "cache": None} if teacher is not None else {})}
             objects = context.objects if teacher is None else ChainMap({PREVIOUS: teacher}, context.objects)  # type: ignore[arg-type]
             apart = Round(number, self.fits, name).of(context, objects=objects)
             teacher = apart.fit(learner, [self.model_copy(update=changes)])
