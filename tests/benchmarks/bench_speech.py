@@ -96,7 +96,7 @@ def _sequences(x: Tensor, y: Tensor, test: tuple[Tensor, Tensor], seeds: int) ->
 
     best = session(teacher, 0)
     alone = [run("tune finetune", seed) for seed in range(seeds)]
-    taught = [run("distill soft --alpha 0.5 --temperature 2", seed) for seed in range(seeds)]
+    taught = [run("distill soft --alpha 0.9 --temperature 1 --weight 30", seed) for seed in range(seeds)]
     return [_row("three digits, CTC, label error rate in % (300 sequences)", 100 * best.head[best.task.metric], alone, taught, -1)]
 
 

@@ -1,0 +1,23 @@
+"""The README: what it says is there is there, and the reverse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdkit.plugins import manager
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def rows() -> dict[str, str]:
+    """The README's row of each family."""
+    found = [line.split("|") for line in README.splitlines() if line.startswith("| `") and line.count("|") == 4]
+    return {cells[1].strip(" `"): cells[2] for cells in found}
+
+
+@pytest.mark.parametrize("technique", [name for name, stage in manager().stages().items() if stage.__module__.startswith("kdkit_")])
+def test_every_technique_stands_in_its_familys_row(technique: str) -> None:
+    family, _, name = technique.partition(".")
+    assert f"`{name}`" in rows()[family]
