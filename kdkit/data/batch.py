@@ -40,6 +40,11 @@ class Batch:
         """Items in the batch."""
         return len(next(item for item in (*self.args, *self.kwargs.values()) if isinstance(item, Tensor)))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs are."""
+        return next(item.device for item in (*self.args, *self.kwargs.values()) if isinstance(item, Tensor))
+
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdkit.counting import device_of
 from kdkit.data import Batch
 from kdkit.models import evaluating
 from kdkit.restoring import restored
@@ -94,12 +95,11 @@ def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
                 module._forward_hooks_with_kwargs.pop(number, None)
                 del module._forward_hooks[number]
 
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     with restored(unhook), torch.random.fork_rng(), evaluating(model):
         for name, module in model.named_modules():
             if name:
                 module.register_forward_hook(watch(name), with_kwargs=True)
-        example.to(device).call(model)
+        example.to(device_of(model)).call(model)
     return found
 
 

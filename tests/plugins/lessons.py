@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -125,3 +126,20 @@ def words(padding: int = 0, cuts: tuple[int, ...] = ()) -> Data:
     mask = torch.arange(7 + padding)[None] < lengths[:, None]
     whole = Batch((), {"input_ids": nn.functional.pad(tokens, (0, padding), value=9) * mask, "attention_mask": mask.long()})
     return InOrder(lambda: [whole[start:stop] for start, stop in zip((0, *cuts), (*cuts, 8), strict=True)], "words", 8)
+
+
+def digit_images() -> tuple[Tensor, Tensor]:
+    """The 1797 images of digits that ship with scikit-learn, (items, 1, 8, 8) from 0 to 1, in a fixed random order, and their labels."""
+    found = pytest.importorskip("sklearn.datasets").load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(found.images, dtype=torch.float32)[order, None] / 16, torch.tensor(found.target)[order]
+
+
+def cnn(width: int, seed: int, classes: int = 10) -> nn.Module:
+    """A small net for `digit_images`."""
+    torch.manual_seed(seed)
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(*block(1, width), *block(width, 2 * width), nn.Flatten(), nn.Linear(8 * width, classes))

@@ -20,7 +20,7 @@ from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.merge import Merge, Merged, at_home, off_home, own_set, read_sets, side_by_side
 from kdkit_tune.finetune import Finetune
 from tests import zoo
-from tests.plugins.lessons import logits, weights
+from tests.plugins.lessons import cnn, digit_images, logits, weights
 
 SETS, CLASSES = [(0, 1, 2), (2, 3)], 4
 """Two teachers who both know class 2."""
@@ -292,25 +292,13 @@ def test_vocabularies_are_no_label_sets() -> None:
 # Does it help? -------------------------------------------------------------------------------------------------------
 
 
-def cnn(width: int, classes: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
-
-    return nn.Sequential(*block(1, width), *block(width, 2 * width), nn.Flatten(), nn.Linear(8 * width, classes))
-
-
 @pytest.fixture(scope="module")
 def digits() -> dict[str, Any]:
     """1300 images to learn from and 497 to test on, and teachers of the digits 0 to 4 and 5 to 9."""
-    load = pytest.importorskip("sklearn.datasets").load_digits
-    found = load()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16, torch.tensor(found.target)[order]
+    x, y = digit_images()
     train, low = (x[:1300], y[:1300]), y[:1300] < 5
     taught = [
-        fit(cnn(8, 5, seed), [Finetune(epochs=8, learning_rate=0.02, batch_size=64)], Context(Classification(), objects={"train": adopt_data(part)}))
+        fit(cnn(8, seed, 5), [Finetune(epochs=8, learning_rate=0.02, batch_size=64)], Context(Classification(), objects={"train": adopt_data(part)}))
         for seed, part in enumerate([(train[0][low], train[1][low]), (train[0][~low], train[1][~low] - 5)])
     ]
     return {"train": train, "test": (x[1300:], y[1300:]), "a": taught[0], "b": taught[1]}
@@ -324,7 +312,7 @@ def test_knowing_where_items_come_from_beats_all_logits_side_by_side(digits: dic
         rights = []
         for seed in range(2):
             stage = Merge(teachers=("a", "b"), labels=False, optimizer="sgd", learning_rate=0.05, epochs=6, **options)
-            student = fit(cnn(4, 10, 3 + seed), [stage], Context(Classification(), seed=seed, objects=objects))
+            student = fit(cnn(4, 3 + seed), [stage], Context(Classification(), seed=seed, objects=objects))
             rights.append((student(digits["test"][0]).argmax(1) == digits["test"][1]).float().mean().item())
         accuracy[name] = sum(rights) / len(rights)
     assert accuracy["gated"] > accuracy["concat"] + 0.02, accuracy

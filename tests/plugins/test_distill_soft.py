@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdkit.contract import Needs
-from kdkit.data import Batch, Data
 from kdkit.errors import Cancelled, KdError
 from kdkit.tasks import CausalLM, Embedding, MultiLabel, Regression, Task
 from kdkit.training import fit
 from kdkit_distill.response.divergences import cosine_distance, jensen_shannon, kullback_leibler, reverse, soft_labels, squared
 from kdkit_distill.response.soft import Soft
 from kdkit_tune.finetune import Finetune
-from tests.plugins.lessons import Speller, context, fingerprint, first_loss, logits, net, points, weights, words
+from tests.plugins.lessons import Speller, cnn, context, digit_images, fingerprint, first_loss, logits, net, points, weights, words
 from tests.test_interrupts import interrupted, moments
 
 
@@ -313,7 +312,7 @@ def test_the_teacher_is_as_before_to_the_bit() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_teacher_is_as_before_after_an_interrupt_at_any_moment() -> None:
     teacher = training_teacher()
-    before, run, student = fingerprint(teacher), context(teacher=teacher), net(0)
+    before, run, student = fingerprint(teacher), context(points(32), teacher), net(0)
 
     def train() -> None:
         fit(student, [Soft()], run)
@@ -455,13 +454,6 @@ def test_together_is_the_sum_with_the_other_stage() -> None:
 # Language models -----------------------------------------------------------------------------------------------------
 
 
-class Words(Data):
-    """Token batches in a fixed order."""
-
-    def batches(self, shuffle: bool = False, seed: int | None = None, batch_size: int | None = None) -> Iterator[Batch]:
-        return super().batches(False, 0, None)
-
-
 @pytest.mark.parametrize("options", [{"divergence": "reverse"}, {"divergence": "jensen-shannon"}, {"divergence": "mse"}, {"divergence": "cosine"}, {"top_k": 4}])
 def test_every_divergence_is_blind_to_padding_and_cut(options: dict[str, Any]) -> None:
     plain, other = Speller(0), Speller(0)
@@ -500,23 +492,11 @@ def test_another_vocabulary_is_refused() -> None:
 # Does it help? -------------------------------------------------------------------------------------------------------
 
 
-def cnn(width: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
-
-    return nn.Sequential(*block(1, width), *block(width, 2 * width), nn.Flatten(), nn.Linear(8 * width, 10))
-
-
 @pytest.fixture(scope="module")
 def digits() -> dict[str, Any]:
     """100 labelled images, 1200 without labels, and 497 to test on; the teacher saw all 1300 labels."""
-    load = pytest.importorskip("sklearn.datasets").load_digits
-    found = load()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16, torch.tensor(found.target)[order]
-    teacher = fit(cnn(8, 1), [Finetune(epochs=8, learning_rate=0.02, batch_size=64)], context((x[:1300], y[:1300])))
+    x, y = digit_images()
+    teacher = fit(cnn(8, 1), [Finetune(epochs=6, learning_rate=0.02, batch_size=64)], context((x[:1300], y[:1300])))
     return {"few": (x[:100], y[:100]), "unlabelled": x[100:1300], "test": (x[1300:], y[1300:]), "teacher": teacher}
 
 

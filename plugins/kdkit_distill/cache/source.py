@@ -119,9 +119,8 @@ class Cached(Source):
 
     def signal(self, batch: Batch) -> Signal:
         assert self.reader is not None
-        device = next(item.device for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, Tensor))
         spans = Spans.of(batch) if self.reader.ragged else None
-        return self.reader.signal(self._remembered(batch), spans, device)
+        return self.reader.signal(self._remembered(batch), spans, batch.device)
 
     def _remembered(self, batch: Batch) -> np.ndarray:
         """The rows of a batch, by the items' numbers where these were met before; one item a batch is looked at all the same."""

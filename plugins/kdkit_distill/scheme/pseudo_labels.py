@@ -80,15 +80,11 @@ def unlabelled(task: Task, batch: Batch) -> Tensor:
     tensor([False,  True])
     """
     labels = batch.labels
-    bare = torch.ones(batch.size, dtype=torch.bool, device=_device(batch))
+    bare = torch.ones(batch.size, dtype=torch.bool, device=batch.device)
     if isinstance(labels, Tensor):
         bare = torch.zeros_like(bare) if labels.is_floating_point() else (labels == IGNORED).reshape(batch.size, -1).all(1)
     real = task.mask(replace(batch, labels=None))
     return bare if real is None else real & bare[:, None]
-
-
-def _device(batch: Batch) -> torch.device:
-    return next(item.device for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, Tensor))
 
 
 class PseudoLabels(ResponseStage):
@@ -219,7 +215,7 @@ class HalfLabelled(Lesson):
             yield Term.of_labels(step, 1 - self.stage.share)
         if self.cycle is not None:
             # of another batch than the step's, so that it counts as one number a step
-            yield Term("labelled", mean_loss(step.model, self.cycle.at(step.index).to(_device(step.batch)), step.task), 1 - self.stage.share, penalty=True)
+            yield Term("labelled", mean_loss(step.model, self.cycle.at(step.index).to(step.batch.device), step.task), 1 - self.stage.share, penalty=True)
 
     def close(self, model: nn.Module) -> None:
         super().close(model)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.contract import param
+from kdkit.counting import device_of
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.models import evaluating, private_copy
@@ -176,17 +177,13 @@ class Virtual(Source):
     def signal(self, batch: Batch) -> Signal:
         if batch.labels is None:
             shape = (batch.size, *self.shape[1:])
-            return Signal(torch.zeros(shape, device=_device(batch)))
+            return Signal(torch.zeros(shape, device=batch.device))
         labels, places = self.task.labels(batch), torch.Size((batch.size, *self.shape[1:-1]))
         if labels.numel() != places.numel() or not torch.equal(labels.long().to(labels.dtype), labels):
             raise KdError(
                 f"a virtual teacher wants class numbers, and the labels are {labels.dtype} {tuple(labels.shape)}", "--teacher-form ema takes labels of any form"
             )
         return Signal(virtual_teacher(labels.long().view(places), self.shape[-1], self.correctness))
-
-
-def _device(batch: Batch) -> torch.device:
-    return next(item.device for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, Tensor))
 
 
 class OwnLesson(Lesson):
@@ -196,7 +193,7 @@ class OwnLesson(Lesson):
     ready = False
 
     def open(self, model: nn.Module) -> None:
-        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         if isinstance(self.source, Virtual):
             self.source.of(model, self.context.example.to(device))
         elif isinstance(self.source, Itself):
