@@ -19,9 +19,9 @@ def real_tokens(batch: Batch, tokens: int | None = None) -> Tensor | None:
     tensor([[ True,  True, False]])
     """
     mask = batch.kwargs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] != (mask.shape[1] if tokens is None else tokens):
-        return None
-    return mask != 0
+    if isinstance(mask, Tensor) and mask.dim() == 2 and tokens in (None, mask.shape[1]):
+        return mask != 0
+    return None
 
 
 def token_mean(values: Tensor, real: Tensor | None = None) -> Tensor:

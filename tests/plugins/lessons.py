@@ -143,3 +143,28 @@ def cnn(width: int, seed: int, classes: int = 10) -> nn.Module:
         return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
 
     return nn.Sequential(*block(1, width), *block(width, 2 * width), nn.Flatten(), nn.Linear(8 * width, classes))
+
+
+class Tagger(nn.Module):
+    """A class for each token: one linear over an embedding, in float64."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head = nn.Embedding(20, 8).double(), nn.Linear(8, 4).double()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.embed(input_ids))
+
+
+class CountingTeacher(zoo.Mlp):
+    """Counts how often it is asked."""
+
+    def __init__(self, seed: int = 3):
+        torch.manual_seed(seed)
+        super().__init__()
+        self._asked = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._asked += 1
+        return super().forward(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,12 +22,10 @@ from kdkit_distill.response.soft import Soft
 from kdkit_distill.scheme.born_again import BornAgain
 from kdkit_distill.students.fresh import reinitialized
 from tests import zoo
+from tests.plugins import lessons
 from tests.plugins.lessons import points, weights
 
-
-def net(seed: int, width: int = 16) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 3))
+net = partial(lessons.net, dropout=0.1)
 
 
 def context(teacher: nn.Module | None = None, **objects: Any) -> Context:

@@ -30,21 +30,8 @@ from kdkit_distill.response.soft import Soft
 from kdkit_distill.signals import TopK, top_k
 from kdkit_distill.sources import Live, Source
 from tests import zoo
-from tests.plugins.lessons import weights
+from tests.plugins.lessons import CountingTeacher, weights
 from tests.test_interrupts import interrupted, moments
-
-
-class Teacher(zoo.Mlp):
-    """Counts how often it is asked."""
-
-    def __init__(self, seed: int = 3):
-        torch.manual_seed(seed)
-        super().__init__()
-        self._asked = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._asked += 1
-        return super().forward(x)
 
 
 def points(items: int = 40) -> tuple[Tensor, Tensor]:
@@ -53,7 +40,7 @@ def points(items: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def run(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None) -> Context:
-    return Context(task or Classification(), objects={"train": adopt_data(points() if data is None else data, 8), "teacher": teacher or Teacher()})
+    return Context(task or Classification(), objects={"train": adopt_data(points() if data is None else data, 8), "teacher": teacher or CountingTeacher()})
 
 
 def opened(context: Context, path: Path, layers: tuple[str, ...] = (), **options: Any) -> Cached:
@@ -105,7 +92,7 @@ def test_numbers_that_came_to_mean_other_items_are_not_trusted(tmp_path: Path) -
 
 
 def test_the_teacher_is_asked_once_an_item_and_never_for_a_file_that_is_there(tmp_path: Path) -> None:
-    teacher = Teacher()
+    teacher = CountingTeacher()
     trained(run(teacher=teacher), cache=str(tmp_path / "answers"), epochs=5)
     assert teacher._asked == 5
     again = copy.deepcopy(teacher)
@@ -301,8 +288,8 @@ def made(path: Path) -> Path:
 
 
 def test_another_teacher_is_refused_also_by_its_dropout(tmp_path: Path) -> None:
-    path, other = made(tmp_path / "answers"), Teacher()
-    refused(path, "is of another teacher", teacher=Teacher(4))
+    path, other = made(tmp_path / "answers"), CountingTeacher()
+    refused(path, "is of another teacher", teacher=CountingTeacher(4))
     other.dropout.p = 0.3
     refused(path, "is of another teacher", teacher=other)
 
@@ -361,7 +348,7 @@ def test_random_inputs_are_explained_before_the_teacher_is_asked(tmp_path: Path)
         def __getitem__(self, number: int) -> tuple[Tensor, int]:
             return points()[0][number] + (torch.rand(()) < 0.5), number % 4
 
-    teacher = Teacher()
+    teacher = CountingTeacher()
     error = refused(tmp_path / "answers", "the inputs are random", data=Flipped(), teacher=teacher)
     assert "augmentation" in str(error)
     assert teacher._asked == 0
@@ -443,6 +430,6 @@ def test_a_stream_is_gone_through_like_any_data(tmp_path: Path) -> None:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return zip(x.split(8), y.split(8), strict=True)
 
-    teacher = Teacher()
+    teacher = CountingTeacher()
     trained(run(batches, teacher), cache=str(tmp_path / "answers"))
     assert teacher._asked == 5

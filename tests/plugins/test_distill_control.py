@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from kdkit_distill.control import Labels
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.response.soft import Soft
 from tests import zoo
+from tests.plugins import lessons
 from tests.plugins.lessons import points, weights
 
 # The figures ---------------------------------------------------------------------------------------------------------
@@ -121,9 +123,7 @@ def test_one_seed_asks_for_more_and_an_absent_teacher_is_absent() -> None:
 # The pairs -----------------------------------------------------------------------------------------------------------
 
 
-def net(seed: int, width: int = 16, dropout: float = 0.1) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 3))
+net = partial(lessons.net, dropout=0.1)
 
 
 def context(teacher: nn.Module | None = None, **objects: Any) -> Context:

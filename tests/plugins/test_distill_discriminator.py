@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdkit.context import Context
 from kdkit.contract import faults
@@ -19,7 +19,7 @@ from kdkit.tasks import Classification, Regression, TokenClassification
 from kdkit.training import fit
 from kdkit_distill.scheme.discriminator import Discriminator, Judge, reversed_gradient, told_apart
 from tests import zoo
-from tests.plugins.lessons import points, weights
+from tests.plugins.lessons import Tagger, points, weights
 
 
 def net(seed: int, classes: int = 3, width: int = 16) -> nn.Module:
@@ -158,17 +158,6 @@ def test_four_small_batches_make_the_step_of_a_large_one(signal: str) -> None:
 
 @pytest.mark.parametrize("signal", ["features", "logits"])
 def test_padding_changes_nothing(signal: str) -> None:
-    class Tagger(nn.Module):
-        """One linear over an embedding."""
-
-        def __init__(self, seed: int):
-            super().__init__()
-            torch.manual_seed(seed)
-            self.embed, self.head = nn.Embedding(20, 8).double(), nn.Linear(8, 4).double()
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.head(self.embed(input_ids))
-
     tokens, mask = torch.randint(0, 20, (6, 5), generator=torch.Generator().manual_seed(0)), torch.arange(5)[None] < torch.tensor([5, 2, 3, 4, 1, 5])[:, None]
     found = []
     for more in (0, 3):

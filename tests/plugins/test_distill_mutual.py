@@ -18,7 +18,7 @@ from kdkit.tasks import Classification, Regression, TokenClassification
 from kdkit.training import fit
 from kdkit_distill.scheme.mutual import Mutual, mutual
 from tests import zoo
-from tests.plugins.lessons import net, points, weights
+from tests.plugins.lessons import Tagger, net, points, weights
 
 
 def context(data: Any = None, **objects: Any) -> Context:
@@ -163,17 +163,6 @@ def test_four_small_batches_make_the_step_of_a_large_one() -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    class Tagger(nn.Module):
-        """One linear over an embedding."""
-
-        def __init__(self, seed: int):
-            super().__init__()
-            torch.manual_seed(seed)
-            self.embed, self.head = nn.Embedding(20, 8).double(), nn.Linear(8, 4).double()
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.head(self.embed(input_ids))
-
     random = torch.Generator().manual_seed(0)
     tokens, labels = torch.randint(0, 20, (6, 5), generator=random), torch.randint(0, 4, (6, 5), generator=random)
     mask, found = torch.arange(5)[None] < torch.tensor([5, 2, 3, 4, 1, 5])[:, None], []

@@ -20,7 +20,7 @@ from kdkit.tasks import CausalLM, Classification, Regression, Task, TokenClassif
 from kdkit.training import fit
 from kdkit_distill.scheme.pseudo_labels import Cycle, PseudoLabels, confident, pseudo_labels, unlabelled
 from kdkit_tune.finetune import Finetune
-from tests.plugins.lessons import logits, points, weights
+from tests.plugins.lessons import Tagger, logits, points, weights
 
 
 def net(seed: int, classes: int = 3, width: int = 16) -> nn.Module:
@@ -182,17 +182,6 @@ def test_the_cut_of_a_step_into_batches_changes_nothing(sizes: list[int]) -> Non
 
 
 def test_padding_changes_nothing() -> None:
-    class Tagger(nn.Module):
-        """One linear over an embedding."""
-
-        def __init__(self, seed: int):
-            super().__init__()
-            torch.manual_seed(seed)
-            self.embed, self.head = nn.Embedding(20, 8).double(), nn.Linear(8, 4).double()
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.head(self.embed(input_ids))
-
     tokens, mask = torch.randint(0, 20, (6, 5), generator=torch.Generator().manual_seed(0)), torch.arange(5)[None] < torch.tensor([5, 2, 3, 4, 1, 5])[:, None]
     found = []
     for more in (0, 3):

@@ -20,20 +20,7 @@ from kdkit.training import fit
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.sources import Live, _Asked, recognised
 from tests import zoo
-from tests.plugins.lessons import weights
-
-
-class Teacher(zoo.Mlp):
-    """Counts how often it is asked."""
-
-    def __init__(self, seed: int = 3):
-        torch.manual_seed(seed)
-        super().__init__()
-        self._asked = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._asked += 1
-        return super().forward(x)
+from tests.plugins.lessons import CountingTeacher, weights
 
 
 class Listening(Soft):
@@ -68,7 +55,7 @@ def run(teacher: Any, **objects: Any) -> Context:
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
 def test_two_stages_with_one_teacher_ask_it_once_a_batch(options: dict[str, Any]) -> None:
-    alone, both = Teacher(), Teacher()
+    alone, both = CountingTeacher(), CountingTeacher()
     fit(zoo.mlp(), [Soft(epochs=2, **options)], run(alone))
     fit(zoo.mlp(), [Soft(epochs=2, **options), Soft(epochs=2, temperature=1.0, **options)], run(both))
     assert alone._asked == 1 + 10  # a probe, and each batch
@@ -76,7 +63,7 @@ def test_two_stages_with_one_teacher_ask_it_once_a_batch(options: dict[str, Any]
 
 
 def test_each_of_them_sees_its_own_layers() -> None:
-    teacher, together, apart = Teacher(), zoo.mlp(), zoo.mlp()
+    teacher, together, apart = CountingTeacher(), zoo.mlp(), zoo.mlp()
     stages = [Listening(labels=False, optimizer="sgd"), Listening(labels=False, optimizer="sgd", layer="second")]
     fit(together, stages, run(teacher))
     stages[1] = stages[1].model_copy(update={"teacher": "other"})
@@ -85,13 +72,13 @@ def test_each_of_them_sees_its_own_layers() -> None:
 
 
 def test_two_teachers_are_both_asked() -> None:
-    one, other = Teacher(), Teacher(4)
+    one, other = CountingTeacher(), CountingTeacher(4)
     fit(zoo.mlp(), [Soft(labels=False), Soft(labels=False, teacher="other")], run(one, other=other))
     assert (one._asked, other._asked) == (6, 6)
 
 
 def test_a_teacher_shared_is_as_before_whoever_leaves_first() -> None:
-    teacher = Teacher().train()
+    teacher = CountingTeacher().train()
     teacher.first.weight.requires_grad_(False)
     before = [module.training for module in teacher.modules()], [weight.requires_grad for weight in teacher.parameters()], weights(teacher)
     for order in (slice(None), slice(None, None, -1)):
@@ -108,7 +95,7 @@ def test_a_teacher_shared_is_as_before_whoever_leaves_first() -> None:
 
 
 def test_nothing_is_left_behind_after_a_training_that_failed() -> None:
-    class Failing(Teacher):
+    class Failing(CountingTeacher):
         def forward(self, x: Tensor) -> Tensor:
             if self._asked > 2:
                 raise RuntimeError("out of breath")
@@ -123,7 +110,7 @@ def test_nothing_is_left_behind_after_a_training_that_failed() -> None:
 
 
 def test_an_equal_batch_that_is_another_object_is_asked_about_anew() -> None:
-    teacher, context = Teacher(), run(None)
+    teacher, context = CountingTeacher(), run(None)
     context.objects = {**context.objects, "teacher": teacher}
     lives = [Live("teacher", context) for _ in range(2)]
     for live in lives:
@@ -198,7 +185,7 @@ def test_a_function_of_another_name_is_called_by_it() -> None:
         fit(zoo.mlp(), [Soft(teacher="far")], run(None, far=lambda x: 1 / 0))
 
 
-@pytest.mark.parametrize("given", [Teacher, 7, "teacher"])
+@pytest.mark.parametrize("given", [CountingTeacher, 7, "teacher"])
 def test_what_can_not_be_asked_is_refused(given: Any) -> None:
     with pytest.raises(KdError, match="--teacher: .* is not a model"):
         Session(zoo.mlp(), teacher=given)
@@ -216,7 +203,7 @@ def identity(teacher: Any) -> str:
 
 
 def test_a_copy_is_the_same_teacher_and_another_state_is_not() -> None:
-    teacher = Teacher()
+    teacher = CountingTeacher()
     same, other = copy.deepcopy(teacher).train(), copy.deepcopy(teacher)
     same._asked = 9
     with torch.no_grad():
