@@ -133,6 +133,11 @@ class Settings(BaseModel):
         except pydantic.ValidationError as error:
             raise explain(cls, title, error) from error
 
+    @classmethod
+    def offers(cls, parameter: str) -> Iterable[str]:
+        """What completion and forms offer for a parameter, besides its choices and the session's objects."""
+        return ()
+
     def changed(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, in declared order."""
         return {name: value for name, value in self if type(self).model_fields[name].is_required() or value != type(self).model_fields[name].default}

@@ -182,7 +182,7 @@ class _Words:
 
         owner = self._owner(name)
         this, what = kind(owner, name), refers(owner, name)
-        yield from ((str(choice), "value") for choice in this.choices)
+        yield from ((str(choice), "value") for choice in (*this.choices, *owner.offers(name)))
         if this.base is bool:
             yield from (("true", "value"), ("false", "value"))
         yield from self._referred(what, this.base is object)

@@ -141,7 +141,7 @@ class Comparison:
         sign = 1 if self.better == "higher" else -1
         told = f"{self.metric} {sign * mean + 0.0:+.3g}" + (f" ± {spread(gained):.3g}" if count > 1 else "") + " over the control"
         wins = f" in {sum(gain > 0 for gain in gained)} of {count} seeds" if count > 1 else ""
-        share = "" if self.recovered is None else f"; {round(self.recovered, 2) + 0.0:.0%} of the gap to the teacher recovered".replace("%", " %")
+        share = "" if self.recovered is None or self.recovered <= 0 else f"; {round(self.recovered, 2) + 0.0:.0%} of the gap to the teacher recovered".replace("%", " %")
         first = f"{self.verdict}: {told}{wins}{share}"
         return [first if count > 1 else f"{first}; --seeds 3 tells more", *self.remarks]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from kdkit.contract import Needs, TrainStage, param
+from kdkit.contract import Needs, Stage, TrainStage, param
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import Task
@@ -17,6 +17,7 @@ from kdkit_distill.lesson import Lesson
 from kdkit_distill.schedules import Shape, between, rising
 from kdkit_distill.signals import Exchange, Pair, Signal
 from kdkit_distill.sources import Live, Source
+from kdkit_distill.students.catalogue import CATALOGUE
 from kdkit_distill.students.spec import is_name, read
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ class DistillStage(TrainStage):
     relational: ClassVar[bool] = False
     """Whether an item's value depends on which items stand beside it, so that batches can't be accumulated."""
 
+    @classmethod
+    def offers(cls, parameter: str) -> Iterable[str]:
+        if parameter == "student":
+            return [*CATALOGUE, "layers=0,2", "narrow=0.5"]
+        if parameter == "also":
+            from kdkit.plugins import manager
+
+            return [stage.id.partition(".")[2] for stage in manager().stages().values() if stage.id.startswith("distill.") and not _apart(stage)]
+        return ()
+
     @property
     def share(self) -> float:
         """Of the teacher in the loss."""
@@ -91,7 +102,8 @@ class DistillStage(TrainStage):
         yield from comparison_conflicts(self)
         for each in (self, *self.also_stages()):
             if each.relational and self.accumulate > 1:
-                yield f"{each.title} compares the items of a batch, so batches can't be accumulated; leave out --accumulate"
+                who = "it" if each is self else f"--also {each.technique}"
+                yield f"{who} compares the items of a batch, so batches can't be accumulated; leave out --accumulate"
         for each in self._beside():
             yield from (f"--also {each.technique}: {problem}" for problem in each.conflicts())
             if idle := [f"--{name.replace('_', '-')}" for name in each.changed() if name in OF_THE_LINE]:
@@ -183,15 +195,18 @@ class DistillStage(TrainStage):
 
         stages = [stage for line in self.also for stage in Pipeline.from_lines(f"distill {line}").stages]
         for stage in stages:
-            kind: Any = type(stage)
-            if not isinstance(stage, DistillStage) or kind.terms is DistillStage.terms or kind.part is not DistillStage.part:
-                raise KdError(f"--also {stage.technique}: it has no terms to add to another technique's", "put it in a together: group, or run it by itself")
-            if kind.source is not DistillStage.source or kind.teach is not DistillStage.teach:
-                raise KdError(
-                    f"--also {stage.technique}: it has teachers or trainings of its own, and --also adds to the terms of one teacher's",
-                    f"name it first, and add the others to it: distill {stage.technique} --also ...",
-                )
+            if reason := _apart(type(stage)):
+                raise KdError(f"--also {stage.technique}: {reason}", f"name it first, and add the others to it: distill {stage.technique} --also ...")
         return stages  # type: ignore[return-value]
+
+
+def _apart(technique: type[Stage]) -> str:
+    """Why a technique can't stand beside another one in its loss; empty where it can."""
+    if not issubclass(technique, DistillStage) or technique.terms is DistillStage.terms or technique.part is not DistillStage.part:
+        return "it has no terms to add to another technique's"
+    if technique.source is not DistillStage.source or technique.teach is not DistillStage.teach:
+        return "it has teachers or trainings of its own, and --also adds to the terms of one teacher's"
+    return ""
 
 
 OF_THE_LINE = (TrainStage.model_fields.keys() | {"teacher", "student", "alpha", "labels", "control", "seeds", "cache", "cache_as"}) - {"also"}

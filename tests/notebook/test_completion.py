@@ -37,6 +37,8 @@ from hypothesis import strategies as some
         ("%kd tune finetune --data {tr", ["train}"], []),
         ("%kd tune finetune --data={tr", ["train}"], []),
         ("%kd tune finetune --data $tr", ["train"], []),
+        ("%kd distill soft --student ", ["mobilenet-v2", "layers=0,2", "@base"], ["soft"]),
+        ("%kd distill soft --also ", ["hints", "similarity"], ["merge", "born-again"]),
         ("%kd use ", ["net", "big"], ["{net}"]),
         ("%kd use net --tr", ["--train"], []),
         ("%kd help ", ["use", "prune"], ["channels"]),

@@ -187,3 +187,10 @@ def test_a_batch_of_one_has_nothing_to_compare() -> None:
 def test_tasks_without_classes_are_refused() -> None:
     with pytest.raises(KdError, match="compares classes"):
         fit(net(0), [Correlation()], context(teacher=net(1), task=Regression()))
+
+
+def test_two_classes_of_an_item_are_refused_and_those_of_a_batch_are_not() -> None:
+    x, y = points()
+    with pytest.raises(KdError, match="two classes of an item are always perfectly correlated"):
+        fit(net(0, classes=2), [Correlation(steps=1)], context((x, y % 2), net(1, classes=2)))
+    fit(net(0, classes=2), [Correlation(steps=1, inter_weight=0)], context((x, y % 2), net(1, classes=2)))

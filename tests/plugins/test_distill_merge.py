@@ -228,12 +228,13 @@ def test_the_teachers_are_as_before(objective: Any) -> None:
 
 
 def test_a_merged_teacher_is_cached_with_what_it_rules_out(tmp_path: Path) -> None:
-    options = {"labels": True, "cache": str(tmp_path / "answers")}
-    plain, cached, again = trained(run(), labels=True), trained(run(), **options), trained(run(), **options)
+    where = [0] * 20 + [1] * 20
+    options = {"origin": "origin", "cache": str(tmp_path / "answers")}
+    plain, cached, again = trained(run(origin=where), origin="origin"), trained(run(origin=where), **options), trained(run(origin=where), **options)
     torch.testing.assert_close(weights(plain), weights(cached))
     assert torch.equal(weights(cached), weights(again))
     with pytest.raises(KdError, match="is of another teacher"):
-        trained(run(origin=[0] * 40), origin="origin", **options)
+        trained(run(origin=[0] * 40), **options)
 
 
 @pytest.mark.parametrize("objective", ["gated", "own-set"])
@@ -318,3 +319,9 @@ def test_knowing_where_items_come_from_beats_all_logits_side_by_side(digits: dic
     assert accuracy["gated"] > accuracy["concat"] + 0.02, accuracy
     assert accuracy["own-set"] > accuracy["concat"] + 0.02, accuracy
     assert accuracy["gated"] > 0.88, accuracy
+
+
+def test_a_cache_is_refused_where_labels_tell_the_teacher() -> None:
+    (problem,) = Merge(teachers=("a", "b"), cache="file").conflicts()
+    assert "--origin" in problem
+    assert not list(Merge(teachers=("a", "b"), cache="file", origin="where").conflicts())

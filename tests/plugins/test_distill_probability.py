@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kdkit_distill.relation.probability import neighbour_probabilities
+from kdkit_distill.relation.probability import Probability, neighbour_probabilities
 from tests.plugins.test_distill_between_items import features
 
 
@@ -43,3 +43,8 @@ def test_opposite_vectors_cost_much_but_not_infinitely() -> None:
 
 def test_of_two_items_each_has_one_neighbour_and_there_is_nothing_to_learn() -> None:
     assert torch.equal(neighbour_probabilities(features(2, 5), features(2, 3, seed=1)), torch.zeros(2, dtype=torch.float64))
+
+
+def test_batches_of_two_are_refused_before_training() -> None:
+    (problem,) = Probability(batch_size=2).conflicts()
+    assert "at least three" in problem

@@ -13,7 +13,7 @@ are nearly uniform and the loss is small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 import torch
@@ -65,6 +65,11 @@ class Probability(RelationStage):
     id: ClassVar[str] = "distill.probability"
 
     weight: float = param(470.0, "factor of the technique's terms", gt=0, search=(50, 5000))
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.batch_size == 2:
+            yield "--batch-size 2 leaves each item one other to pick, so there is nothing to learn; it takes at least three"
 
     def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
         yield "probability", 1.0, neighbour_probabilities

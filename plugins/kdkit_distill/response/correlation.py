@@ -28,7 +28,7 @@ from kdkit.contract import param
 from kdkit.training import Term
 from kdkit_distill.precision import wide_pair
 from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.signals import Exchange
+from kdkit_distill.signals import Exchange, Signal
 
 EPS = 1e-8
 """Added to the product of the two norms, as the authors do."""
@@ -102,6 +102,10 @@ class Correlation(ResponseStage):
         yield from super().conflicts()
         if self.inter_weight == 0 == self.intra_weight:
             yield "--inter-weight and --intra-weight are both 0, so nothing would be learnt from the teacher"
+
+    def unfit(self, student: Signal, teacher: Signal) -> str:
+        degenerate = self.inter_weight and student.logits.shape[-1] == 2
+        return "two classes of an item are always perfectly correlated, one way or the other; leave that term out: --inter-weight 0" if degenerate else ""
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
         student, teacher, temperature = seen.student.logits, seen.teacher.dense, self.temperature_at(seen.step.progress)

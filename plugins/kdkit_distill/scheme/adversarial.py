@@ -20,7 +20,6 @@ Pitfalls:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ class Adversarial(DistillStage):
         return self.temperature or (30.0 if self.objective == "ard" else 1.0)
 
     def needed(self) -> Needs:
-        return replace(super().needed(), labels=self.share < 1 or (self.objective == "ard" and self.labels))
+        return super().needed() | Needs(labels=self.objective == "ard" and self.labels)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

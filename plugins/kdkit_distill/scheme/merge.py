@@ -226,6 +226,8 @@ class Merge(SeveralTeachers):
         yield from super().conflicts()
         if self.temperature_schedule != "constant":
             yield "distill merge averages probabilities of one temperature; leave out --temperature-schedule"
+        if self.cache and self.objective != "concat" and not self.origin and self.share < 1:
+            yield "--cache goes by inputs, and here labels tell each item's teacher; say it by --origin"
         if self.objective == "concat" and self.origin:
             yield "--objective concat asks nobody where an item comes from; leave out --origin"
         if self.classes and len(sets := read_sets(self.classes)[0]) != len(self.teachers):

@@ -21,6 +21,7 @@ class Unlabelled(Soft):
     """
 
     id: ClassVar[str] = "distill.unlabelled"
+    sample_options: ClassVar[str] = "--control {labelled}"
 
     # facts of this technique, and so no options of it
     alpha: ClassVar[float] = 1.0  # type: ignore[misc]
