@@ -55,7 +55,9 @@ def sequences(clips: Tensor, digits: Tensor, items: int, seed: int) -> tuple[Ten
     said = digits[chosen] + 1
     loud = sound.mean((1, 2)).unflatten(1, (3, 48)) > -0.9
     loud[..., -4:] = False
-    return sound, torch.where(loud, said[..., None], 0).flatten(1), said
+    # a word goes from its first loud frame to its last
+    inside = (loud.cumsum(-1) > 0) & (loud.flip(-1).cumsum(-1).flip(-1) > 0)
+    return sound, torch.where(inside, said[..., None], 0).flatten(1), said
 
 
 def main(seeds: int) -> None:
