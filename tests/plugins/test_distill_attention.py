@@ -111,3 +111,10 @@ def test_vectors_have_no_places_and_it_is_said_before_training() -> None:
 def test_the_form_is_an_option() -> None:
     told = {form: taught(Attention(form=form, steps=1, layers=("blocks.1",)), zoo.cnn(), context(of_zoo("cnn", 16), zoo.cnn()))[0] for form in ("code", "paper")}
     assert told["paper"]["attention"] > told["code"]["attention"]
+
+
+def test_features_that_are_as_strong_at_every_place_are_refused() -> None:
+    fresh = zoo.tiny_bert()
+    names = ("bert.encoder.layer.0", "bert.encoder.layer.1")
+    with pytest.raises(KdError, match="as strong at every place"):
+        fit(zoo.tiny_bert(), [Attention(layers=names, steps=1)], context(of_zoo("tiny_bert"), fresh))

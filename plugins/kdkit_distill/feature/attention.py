@@ -69,6 +69,11 @@ def attention_distance(student: Tensor, teacher: Tensor, form: str = "code", rea
     return apart.square().sum(1) / places
 
 
+def _even(feature: Tensor) -> bool:
+    shares = attention_map(feature)
+    return bool((shares.amax(1) - shares.amin(1) < 1e-3 * shares.amax(1)).all())
+
+
 class Attention(LayerStage):
     """Match where layers are strong: their attention maps (AT).
 
@@ -89,6 +94,11 @@ class Attention(LayerStage):
                     "--layers student_layer=teacher_layer names others; for vectors: distill hints",
                 )
             matched(student, teacher, sequence_of(context.example))
+            if _even(teacher) and _even(student):
+                raise KdError(
+                    f"{self.title}: both features are as strong at every place, as what a layer norm gives, so their maps have nothing to tell",
+                    "--layers names layers before a norm; for transformers: distill layers, distill minilm",
+                )
         return nn.ModuleDict()
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
