@@ -18,7 +18,7 @@ from kdkit import Session
 from tests.benchmarks.real_data import absent, cifar, cifar_jpeg, fruits
 from tests.benchmarks.timing import keep
 
-STUDY = "--epochs 12 --batch-size 64 --learning-rate 0.003"
+STUDY = "--epochs 5 --batch-size 64 --learning-rate 0.003"
 WAYS = ("gated --origin origin", "own-set --origin origin", "concat")
 
 

@@ -26,10 +26,8 @@ from tests.benchmarks.timing import in_turn, keep
 
 LINES = (
     "distill soft --divergence cosine --no-labels",
-    "distill soft --divergence mse --no-labels",
-    "distill layers --no-labels",
+    "distill layers --no-labels --prediction-weight 100",
     "distill minilm --no-labels",
-    'distill soft --divergence cosine --no-labels --also "layers"',
 )
 STUDY = "--student layers=0,2,5 --epochs 2 --batch-size 32 --learning-rate 0.0001"
 
