@@ -158,7 +158,7 @@ def penultimate(model: nn.Module, example: Batch) -> str:
     if giver is None or giver not in before:
         giver = next((layer for layer in reversed(before) if not layer.noise and not isinstance(layer.module, nn.Embedding)), None)
     if giver is None:
-        raise KdError(f"{type(model).__name__} has no layer before its head", "name a layer whose output is the feature to compare")
+        raise KdError(f"{type(model).__name__} has no layer before its head", "name a layer whose output is the feature to compare: --layers student_layer=teacher_layer")
     same = [layer for layer in before if not layer.noise and layer.shape == giver.shape and _root(layer, seen) == _root(giver, seen)]
     return _named(same or [giver], seen).name
 

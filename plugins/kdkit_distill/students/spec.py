@@ -96,10 +96,10 @@ def read(spec: str, context: Context | None = None) -> Student:
 def is_name(spec: str) -> bool:
     """Whether a specification can only mean a model of the session.
 
-    >>> is_name("@slim"), is_name("small_net"), is_name("narrow=0.5"), is_name("mobilnet-v2")
+    >>> is_name("@slim"), is_name("small_net"), is_name("narrow"), is_name("mobilnet-v2")
     (True, True, False, False)
     """
-    return spec.startswith("@") or ("=" not in spec and spec not in CATALOGUE and not did_you_mean(spec, CATALOGUE))
+    return spec.startswith("@") or ("=" not in spec and not did_you_mean(spec, [*CATALOGUE, "layers", "narrow"]))
 
 
 def _layers(spec: str, value: str) -> tuple[int, ...]:
