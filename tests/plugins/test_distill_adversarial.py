@@ -224,7 +224,7 @@ def test_three_steps_equal_a_loop_written_by_hand(objective: str) -> None:
 class Step:
     """What an attack asks of a step."""
 
-    task = Classification()
+    task, progress = Classification(), 0.0
 
     def __init__(self, x: Tensor, y: Tensor):
         self.batch = Batch((x,), labels=y)

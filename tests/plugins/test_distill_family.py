@@ -40,3 +40,11 @@ def test_techniques_stand_by_room_soft_labels_first() -> None:
     assert list(dict.fromkeys(rooms)) == ["response", "feature", "relation", "transformer", "scheme"]
     assert rooms == sorted(rooms, key=["response", "feature", "relation", "transformer", "scheme"].index)
     assert STAGES[0].id == "distill.soft"
+
+
+@every
+def test_weights_and_temperatures_may_follow_a_schedule(stage: type[DistillStage]) -> None:
+    fields = stage.model_fields.keys()
+    assert {"weight_schedule", "weight_end", "weight_warmup"} <= fields
+    if stage.id != "distill.contrast":  # its temperature is of similarities, and no softening
+        assert "temperature" not in fields or {"temperature_schedule", "temperature_end"} <= fields

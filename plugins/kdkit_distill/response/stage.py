@@ -10,10 +10,8 @@ from kdkit_distill.schedules import Shape, between
 from kdkit_distill.stage import DistillStage
 
 
-class ResponseStage(DistillStage):
-    """A technique that compares the logits of student and teacher."""
-
-    compares_logits: ClassVar[bool] = True
+class Tempered(DistillStage):
+    """A technique that softens answers, by a temperature that may change over the training."""
 
     temperature: float = param(4.0, "softens both distributions; 1 leaves them as they are", gt=0, search=(1, 8))
     temperature_schedule: Shape = param("constant", "how the temperature goes to --temperature-end over the training", advanced=True)
@@ -22,6 +20,12 @@ class ResponseStage(DistillStage):
     def temperature_at(self, progress: float) -> float:
         """The temperature at `progress` of the training."""
         return between(self.temperature_schedule, self.temperature, self.temperature_end, progress)
+
+
+class ResponseStage(Tempered):
+    """A technique that compares the logits of student and teacher."""
+
+    compares_logits: ClassVar[bool] = True
 
     def unsuited(self, task: Task) -> str:
         return "" if isinstance(task, Classification) else "it compares classes, and works for classification and language models"

@@ -33,9 +33,10 @@ from kdkit.tasks.classes import cross_entropy
 from kdkit.training import Step, Term, TrainPart
 from kdkit_distill.lesson import Lesson
 from kdkit_distill.response.divergences import soft_labels
+from kdkit_distill.response.stage import Tempered
+from kdkit_distill.schedules import between
 from kdkit_distill.scheme.attack import EVALUATION_STEPS, Threat, label_losses, moved_part, pgd, robust_accuracy, with_inputs
 from kdkit_distill.signals import Exchange
-from kdkit_distill.stage import DistillStage
 
 if TYPE_CHECKING:
     from kdkit.context import Context
@@ -64,7 +65,7 @@ def robust_soft_labels(moved: Tensor, clean: Tensor, teacher: Tensor, temperatur
     return MOVED * soft_labels(moved, teacher, temperature) + CLEAN * soft_labels(clean, teacher, temperature)
 
 
-class Adversarial(DistillStage):
+class Adversarial(Tempered):
     """Learn the teacher's answers on inputs that an attacker has moved (ARD, RSLAD).
 
     x' is x moved by PGD against the student, at most --epsilon a pixel.
@@ -79,7 +80,7 @@ class Adversarial(DistillStage):
 
     objective: Literal["ard", "rslad"] = param("rslad", "whose loss and attack: ard attacks the labels, rslad the teacher's soft answers")
     alpha: float = param(1.0, "share of the teacher in the loss; the rest is the labels', on clean inputs", gt=0, le=1, search=(0.5, 1.0))
-    temperature: float | None = param(None, "softens both distributions; 30 for ard and 1 for rslad when not said", gt=0)
+    temperature: float | None = param(None, "softens both distributions; 30 for ard and 1 for rslad when not said", gt=0)  # type: ignore[assignment]
     epsilon: float = param(8 / 255, "the furthest a pixel is moved, in units of the inputs before normalisation", gt=0)
     attack_step: float = param(2 / 255, "how far one step of the attack moves a pixel", gt=0)
     attack_steps: int = param(10, "steps of the attack; each costs a forward and a backward pass", ge=1)
@@ -95,10 +96,10 @@ class Adversarial(DistillStage):
         """What the attacker may do."""
         return Threat(self.epsilon, self.attack_step, self.low, self.high, self.mean, self.std)
 
-    @property
-    def softness(self) -> float:
-        """The temperature, the paper's own where none is said."""
-        return self.temperature or (30.0 if self.objective == "ard" else 1.0)
+    def temperature_at(self, progress: float) -> float:
+        """The temperature at `progress` of the training; it begins with the paper's own where none is said."""
+        start = self.temperature or (30.0 if self.objective == "ard" else 1.0)
+        return between(self.temperature_schedule, start, self.temperature_end, progress)
 
     def needed(self) -> Needs:
         return super().needed() | Needs(labels=self.objective == "ard" and self.labels)
@@ -130,7 +131,7 @@ class Adversarial(DistillStage):
             said = step.task.prediction(output, step.batch)
             if self.objective == "ard":
                 return cross_entropy(said, teacher.argmax(-1)).flatten(1).sum(1) if said.ndim > 2 else cross_entropy(said, teacher.argmax(-1))
-            return soft_labels(said, teacher, self.softness)
+            return soft_labels(said, teacher, self.temperature_at(step.progress))
 
         with frozen(model):
             return pgd(loss, moved_part(step.batch), self.threat, self.attack_steps, self.random_start)
@@ -139,10 +140,11 @@ class Adversarial(DistillStage):
         step = seen.step
         moved = with_inputs(step.batch, self.attack(step.model, seen.teacher.dense, step))
         said = step.task.prediction(moved.call(step.model), moved)
+        temperature = self.temperature_at(step.progress)
         if self.objective == "ard":
-            yield Term("ard", soft_labels(said, seen.teacher.dense, self.softness))
+            yield Term("ard", soft_labels(said, seen.teacher.dense, temperature))
         else:
-            yield Term("rslad", robust_soft_labels(said, seen.student.logits, seen.teacher.dense, self.softness))
+            yield Term("rslad", robust_soft_labels(said, seen.student.logits, seen.teacher.dense, temperature))
 
 
 class Attacked(Lesson):

@@ -33,6 +33,7 @@ from kdkit_distill.pooling import token_mean
 from kdkit_distill.precision import wide_pair
 from kdkit_distill.projections import bridge
 from kdkit_distill.response.divergences import soft_labels, squared
+from kdkit_distill.response.stage import Tempered
 from kdkit_distill.signals import Exchange, Pair, Signal
 from kdkit_distill.transformer.masks import check_tokens, compared_tokens, seen_pairs
 from kdkit_distill.transformer.stack import Attention, Block, Stack
@@ -115,7 +116,7 @@ def uniform_map(student: int, teacher: int) -> list[tuple[int, int]]:
     return [(block, max(0, (block + 1) * teacher // student - 1)) for block in range(student)]
 
 
-class Layers(TransformerStage):
+class Layers(Tempered, TransformerStage):
     """Match a transformer's embeddings, hidden states, attention scores and prediction (TinyBERT).
 
     Loss: MSE of embeddings + sum over blocks of MSE of hidden states and of attention scores before the softmax + T² · KL of the
@@ -170,7 +171,8 @@ class Layers(TransformerStage):
             values = [self._compared(pair, seen) for pair in seen.pairs if isinstance(pair, Aligned) and pair.role == name]
             if factor and values:
                 yield Term(name, sum(values[1:], values[0]), self._phased(factor, early=True))
-        answers = prediction(seen.student.logits, seen.teacher.dense, seen.step.task, self.temperature) if self.prediction_weight else None
+        temperature = self.temperature_at(seen.step.progress)
+        answers = prediction(seen.student.logits, seen.teacher.dense, seen.step.task, temperature) if self.prediction_weight else None
         if answers is not None:
             yield Term("prediction", answers, self._phased(self.prediction_weight, early=False))
 
