@@ -148,11 +148,12 @@ def test_only_the_weights_of_the_model_count_and_not_those_beside_it() -> None:
 
         def terms(self, step: Step) -> Iterator[Term]:
             yield Term.of_labels(step)
+            yield Term("size", step.output.square().mean(-1))
             yield Term("own", self.held["head"](step.output.detach()).square().mean(-1), 1000.0)
 
     run = context()
     fit(net(), [stage_of(Beside, epochs=1)], run)
-    assert balance_of(run)[0].pulls[1].gradient == 0
+    assert [pull.name for pull in balance_of(run)[0].pulls] == ["label", "size"]
     assert not notes(run, "swamps")
 
 

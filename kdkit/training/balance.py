@@ -58,7 +58,7 @@ class Pull:
 
 
 def pulls(shares: Sequence[Share], weights: Sequence[nn.Parameter], scale: float = 1.0) -> list[Pull]:
-    """Take each term's gradient by itself; terms of one name count together.
+    """Take each term's gradient by itself; terms of one name count together, and those that do not reach the weights not at all.
 
     Args:
         shares: of one batch; their graph is kept.
@@ -77,8 +77,10 @@ def pulls(shares: Sequence[Share], weights: Sequence[nn.Parameter], scale: float
         later = all(share.weight == 0 for share in group)
         factors = [heaviest(share.declared) if later else share.weight for share in group]
         reaching = [share.value * factor for share, factor in zip(group, factors, strict=True) if share.value.requires_grad and factor]
-        gradient = _norm(torch.autograd.grad([value * scale for value in reaching], weights, retain_graph=True, allow_unused=True)) / scale if reaching else 0.0
-        found.append(Pull(name, float(sum(share.value.detach() for share in group)), factors[0], gradient, later and any(factors)))
+        gradients = torch.autograd.grad([value * scale for value in reaching], weights, retain_graph=True, allow_unused=True) if reaching else ()
+        if reaching and all(gradient is None for gradient in gradients):
+            continue  # it trains what stands beside the model, such as a peer
+        found.append(Pull(name, float(sum(share.value.detach() for share in group)), factors[0], _norm(gradients) / scale, later and any(factors)))
     return found
 
 

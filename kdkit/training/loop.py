@@ -249,6 +249,8 @@ class _Loop:
             # such as too little memory, or checkpointing that allows no second look; the training itself may well go on
             self.context.note(f"the terms' gradients at the first step could not be told: {str(error).splitlines()[0]}")
             return
+        if len(found) < 2:
+            return
         balance = Balance(found, self.objective.reweighted)
         self.context.exhibit(balance)
         self.context.note(balance.note)
