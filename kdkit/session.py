@@ -26,6 +26,7 @@ from kdkit.exports import export
 from kdkit.forecast import Plan, foresee
 from kdkit.measure import Report, Subject, measure
 from kdkit.models import adopt, private_copy, traits_of
+from kdkit.modes import keeping_modes
 from kdkit.objects import DATA, Objects
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
@@ -66,6 +67,7 @@ class Session:
     '@base'
     """
 
+    @keeping_modes
     def __init__(
         self,
         model: Any,
@@ -139,6 +141,7 @@ class Session:
         sign = 1 if self.task.better == "higher" else -1
         return max(scored, key=lambda version: sign * version[self.task.metric])  # type: ignore[union-attr]
 
+    @keeping_modes
     def set(self, **named: Any) -> Session:
         """Give the session data, a teacher, a tokenizer, settings, or any object under a name that stages can use.
 
@@ -173,6 +176,7 @@ class Session:
 
     # running stages
 
+    @keeping_modes
     def plan(self, stages: Any, on: Any = None) -> Plan:
         """What `run` would do: the steps, bridges included, with predicted parameters, bytes and MACs. Runs nothing.
 
@@ -183,6 +187,7 @@ class Session:
         steps = self._planned(Pipeline.of(stages), start)
         return foresee(steps, self.history.model_of(start), start.name, self._context, self.objects.example())
 
+    @keeping_modes
     def run(self, stages: Any, *, on: Any = None, label: str = "", seed: int | None = None, observe: Callable[[Progress], None] | None = None) -> Version:
         """Run stages, one after another, each on a private copy; commit each that succeeds; return the last version.
 
@@ -264,6 +269,7 @@ class Session:
 
     # measuring
 
+    @keeping_modes
     def evaluate(self, version: Any = None, data: Any = None) -> Report:
         """Measure a version again and keep the report with it; on other data the figures of quality are only returned.
 
@@ -286,6 +292,7 @@ class Session:
         chosen = tuple(self.version(version) for version in versions) or self.versions
         return Listing(chosen, self.history.head, chosen[0], f"against {chosen[0].name}")
 
+    @keeping_modes
     def agreement(self, student: Any = None, teacher: Any = "teacher", data: Any = "eval") -> Agreement:
         """Where a version decides as a teacher does, where not, and which of the two is right; both run on the session's backend.
 
@@ -399,6 +406,7 @@ class Session:
             previous = each
         return "\n".join(cells)
 
+    @keeping_modes
     def save(self, path: str | Path, version: Any = None) -> Path:
         """Write a version to a folder: structure, weights, recipe and report; no pickle, and no plugin needed to load it.
 
@@ -424,6 +432,7 @@ class Session:
         }
         return Path(store.save(path, self.history.model_of(chosen), self.original, facts))
 
+    @keeping_modes
     def load(self, path: str | Path, skeleton: Any = None) -> Version:
         """Bring a saved version into this session; it is measured here anew.
 
@@ -442,6 +451,7 @@ class Session:
         return self.original if store.read(path)["skeleton"].get("class") == path_of(type(self.original)) else None
 
     @classmethod
+    @keeping_modes
     def open(cls, path: str | Path, skeleton: Any = None, **given: Any) -> Session:
         """A new session on a saved version.
 
@@ -455,6 +465,7 @@ class Session:
         session.history = session.history.replaced(_told(session.head, facts, f"load {path}"))
         return session
 
+    @keeping_modes
     def export(self, path: str | Path, version: Any = None) -> Path:
         """Write a version for use without kdkit: `.onnx`, or a folder for `from_pretrained`.
 

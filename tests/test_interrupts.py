@@ -1,5 +1,6 @@
-"""Ctrl-C at a hundred random moments of run, save and load: session and files are whole every time."""
+"""Ctrl-C at a hundred random moments of run, save and load: session, files and torch's modes are whole every time."""
 
+import contextlib
 import random
 import signal
 import threading
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from kdkit import Session, Stage
+from kdkit.errors import KdError
 from tests import zoo
 
 pytestmark = [
@@ -64,6 +66,7 @@ def interrupted(action, seconds):
             raise
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    assert torch.is_grad_enabled(), "the interrupt left gradients off for all that follows"
 
 
 def duration(action):
@@ -95,6 +98,32 @@ def test_run(session):
         assert torch.equal(output(session["@slim"]), expected)
     assert happened == {0, 1}, "every interrupt, or none, came too late"
     assert torch.equal(output(session.run("prune test-slice", on="@base")), expected)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, None])
+def test_modes_that_a_stage_left_on_are_put_back(offered, stop):
+    class Careless(Stage):
+        """Turn gradients off and autocast on, as an interrupt on the way out of their blocks does."""
+
+        id: ClassVar = "prune.test-careless"
+
+        def apply(self, model, context):
+            torch.set_grad_enabled(False)
+            torch.autocast_increment_nesting()
+            torch.set_autocast_enabled("cpu", True)
+            model.first.weight.data.zero_()
+            if stop:
+                raise stop
+
+    offered(Careless)
+    session = Session(zoo.mlp(), measures=())
+    with contextlib.suppress(KeyboardInterrupt, KdError):
+        session.run("prune test-careless")
+    assert (len(session.versions) == 2) == (stop is None)
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.autocast_increment_nesting() == 1
+    assert torch.autocast_decrement_nesting() == 0
 
 
 def test_save(session, tmp_path):

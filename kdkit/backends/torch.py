@@ -61,7 +61,7 @@ class TorchBackend(Backend):
             if reason:
                 raise KdError(f"backend {self.name}: {reason}")
         running = model if self.device == "cpu" and self.dtype is None else copy.deepcopy(model).to(self.device, self.dtype)
-        with evaluating(running), torch.inference_mode():
+        with evaluating(running):
             try:
                 yield lambda batch: _each(self._input(batch).call(running), _home)
             finally:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdkit.errors import KdError
+from kdkit.modes import Modes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,18 +24,12 @@ _MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 class Surroundings:
-    """Torch's modes and accelerate's globals as they are now, to be put back when a training is over.
+    """Torch's modes and accelerate's globals as they are now, to be put back when a training is over."""
 
-    An interrupt on the way out of `no_grad` or `autocast` would leave them on for the rest of the kernel's life, and under
-    autocast all later training would see stale copies of its weights. No context manager: one that an interrupt cuts off
-    ends when it is collected, which may be in the middle of the next training.
-    """
-
-    def __init__(self, device: str):
+    def __init__(self) -> None:
         from accelerate.state import AcceleratorState, GradientState, PartialState
 
-        self.device = torch.device(device).type
-        self.gradients, self.casts, self.depth = torch.is_grad_enabled(), torch.is_autocast_enabled(self.device), _autocast_depth()
+        self.modes = Modes()
         self.accelerate: list[tuple[Any, dict]] = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, GradientState, PartialState)]
 
     def clear(self) -> None:
@@ -45,22 +40,10 @@ class Surroundings:
 
     def put_back(self) -> None:
         """All as it was; called twice it does no harm."""
-        torch.set_grad_enabled(self.gradients)
-        torch.set_autocast_enabled(self.device, self.casts)
-        while _autocast_depth() > self.depth:
-            torch.autocast_decrement_nesting()
-        while _autocast_depth() < self.depth:
-            torch.autocast_increment_nesting()
-        if not self.depth:
-            torch.clear_autocast_cache()
+        self.modes.put_back()
         for shared, before in self.accelerate:
             shared.clear()
             shared.update(before)
-
-
-def _autocast_depth() -> int:
-    torch.autocast_increment_nesting()
-    return torch.autocast_decrement_nesting()
 
 
 def engine(device: str, precision: str) -> Accelerator:

@@ -59,7 +59,7 @@ def fit(model: nn.Module, stages: Sequence[TrainStage], context: Context) -> nn.
     """
     student, context = _student(model, stages, context)
     _note_unused_options(stages, context)
-    surroundings = Surroundings(context.device)
+    surroundings = Surroundings()
     try:
         surroundings.clear()
         _train(student, stages, context)
