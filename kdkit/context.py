@@ -145,10 +145,16 @@ class Context:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: `done` of `total`, what it is doing, and figures such as the loss."""
+    """How far a stage is: `done` of `total`, what it is doing, and figures such as the loss.
+
+    Attributes:
+        part: which of the pipeline's stages it is, from 1, of `parts`.
+    """
 
     stage: str
     done: float
     total: float
     text: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+    part: int = 1
+    parts: int = 1

@@ -54,7 +54,13 @@ class KdError(Exception):
 
 
 class Cancelled(KdError):
-    """A stage was asked to stop and stopped; nothing was committed."""
+    """A stage was asked to stop and stopped; nothing was committed.
+
+    Attributes:
+        resumable: it left a checkpoint, from which the same stage with `resume` goes on.
+    """
+
+    resumable: bool = False
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

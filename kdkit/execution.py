@@ -55,14 +55,16 @@ def make(step: Planned, parent: Version, number: int, context: Context, measured
         Cancelled: it was asked to stop.
     """
     stage = step.stage
-    context.observe = _telling(stage, context.observe)
+    observe, context.observe = context.observe, _telling(stage, context.observe)
     tell(Event("started", stage))
+    observe(Progress(context.stage, 0, 1, "begins"))
     began = time.perf_counter()
     try:
         with seeded(context.seed):
             model = _transformed(stage, parent, context)
         seconds = time.perf_counter() - began
         notes, exhibits = tuple(context.notes), tuple(context.exhibits)
+        observe(Progress(context.stage, 1, 1, "measuring"))
         report = measured(model)
         version = Version(number, model, report, step.traits, "", stage, parent.number, notes, context.seed, step.inserted, "", seconds, exhibits=exhibits)
     except BaseException as error:

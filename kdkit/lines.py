@@ -14,7 +14,7 @@ import shlex
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -213,7 +213,20 @@ def option(name: str) -> str:
 
 def write_options(settings: Settings) -> list[str]:
     """The words that stand for what differs from the defaults, quoted where they must be."""
-    return [word for name, value in settings.changed().items() for word in _write(option(name), value, kind(type(settings), name))]
+    return write_values(type(settings), settings.changed())
+
+
+def write_values(settings: type[Settings], values: Mapping[str, Any]) -> list[str]:
+    """The words that stand for values of a class's fields, quoted where they must be; a `Reference` stands as it was written.
+
+    >>> from kdkit.contract import Settings, param
+    >>> class Sample(Settings):
+    ...     rate: float = param(0.5, "a number")
+    ...     teacher: str = param("", "a model", refers="model")
+    >>> write_values(Sample, {"rate": 0.1, "teacher": Reference("nets['big one']")})
+    ['--rate', '0.1', '--teacher', "{nets['big one']}"]
+    """
+    return [word for name, value in values.items() for word in _write(option(name), value, kind(settings, name))]
 
 
 def _write(flag: str, value: Any, this: Kind) -> list[str]:
@@ -229,6 +242,8 @@ def _write(flag: str, value: Any, this: Kind) -> list[str]:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, Reference):
+        return str(value)
     return shlex.quote(repr(value) if isinstance(value, float) else str(value))
 
 

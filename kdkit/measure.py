@@ -188,6 +188,7 @@ class Subject:
         parent: the version it was made of, to be timed in turn with.
         budget_s: seconds to spend on each timing.
         notes: what measures have to say, for the report.
+        check_cancelled: called before each measure and each batch that is judged; raises `Cancelled` to stop there.
     """
 
     model: nn.Module
@@ -199,6 +200,7 @@ class Subject:
     parent: Subject | None = None
     budget_s: float = 0.5
     notes: list[str] = field(default_factory=list)
+    check_cancelled: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Callable[[Batch], Any]]:
@@ -323,6 +325,7 @@ def measure(subject: Subject, names: Iterable[str | Measure] | None = None) -> R
     subject = replace(subject, notes=[])
     figures: dict[str, Figure] = {}
     for each in _chosen(names):
+        subject.check_cancelled()
         with subject._spared(f"{each.name} was not measured"):
             for figure in each.figures(subject):
                 if figure.name in figures:
@@ -460,6 +463,7 @@ def _quality(subject: Subject) -> list[Figure]:
 
         def counted(batch: Batch) -> Any:
             nonlocal items
+            subject.check_cancelled()
             items += batch.size
             return call(batch)
 
@@ -476,6 +480,7 @@ def _agreement(subject: Subject) -> Figure | None:
     total, count = 0.0, 0
     with subject.running() as call, evaluating(original):
         for batch in subject.data.batches():
+            subject.check_cancelled()
             same = task.agreement(call(batch), _on_cpu(batch.to(device_of(original)).call(original)), batch)
             real = task.mask(batch)
             same = same if real is None or real.shape != same.shape else same[real]

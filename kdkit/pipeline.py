@@ -173,17 +173,32 @@ class Pipeline:
         Raises:
             KdError: a stage can't follow what stands before it; the message says which, why, and what to do.
         """
-        now, steps, makers = frozenset(traits), [], dict(made_by or {})
+        steps: list[Planned] = []
+        for judged in self.judge(traits, made_by):
+            if isinstance(judged, KdError):
+                raise judged
+            steps += judged
+        return steps
+
+    def judge(self, traits: Iterable[str], made_by: dict[str, str] | None = None) -> Iterator[list[Planned] | KdError]:
+        """For each stage what it would run as, bridges first; or why it can't stand there, and then those behind it are judged as if it did not.
+
+        Args:
+            traits, made_by: as for `plan`.
+        """
+        now, makers = frozenset(traits), dict(made_by or {})
         for number, stage in enumerate(self.stages, 1):
             where = f" (step {number})" if len(self.stages) > 1 else ""
             bridges = [] if fits(stage, now) else bridge(stage, now)
             if bridges is None:
-                raise impossible(stage, where, now, makers)
+                yield impossible(stage, where, now, makers)
+                continue
+            steps = []
             for step in (*bridges, stage):
                 now = after(step, now)
                 makers |= {trait: f"{_short(stage)}{where}" for trait in (*step.adds, *step.removes)}
                 steps.append(Planned(step, step is not stage, now))
-        return steps
+            yield steps
 
     def data(self) -> dict[str, Any]:
         """The recipe as plain data."""

@@ -209,9 +209,10 @@ class Session:
             self._cancelled.clear()
             version = self.version(on)
             done: list[Version] = []
-            for group, last in _groups(self._planned(pipeline, version)):
+            groups = list(_groups(self._planned(pipeline, version)))
+            for part, group in enumerate(groups, 1):
                 try:
-                    version = self._commit(group, version, seed, observe, label if last else "")
+                    version = self._commit(group, version, seed, _placed(observe, part, len(groups)), label if part == len(groups) else "")
                 except KdError as error:
                     if done:
                         error.with_hints(f"the steps before it are kept: {' '.join(each.name for each in done)}")
@@ -219,11 +220,15 @@ class Session:
                 done.append(version)
             return version
 
-    def _commit(self, group: list[Planned], version: Version, seed: int, observe: Callable[[Progress], None] | None, label: str) -> Version:
+    def _commit(self, group: list[Planned], version: Version, seed: int, observe: Callable[[Progress], None], label: str) -> Version:
         made: list[Version] = []
         for step in group:
             context = self._context(step.stage, observe, seed)
-            version = make(step, version, self.history.next + len(made), context, lambda model, parent=version: self._measured(model, parent))  # type: ignore[misc]
+
+            def measured(model: nn.Module, parent: Version = version, context: Context = context) -> Report:
+                return self._measured(model, parent, check_cancelled=context.check_cancelled)
+
+            version = make(step, version, self.history.next + len(made), context, measured)
             made.append(version)
         self.history = self.history.grown(made, label)
         return self.head
@@ -242,16 +247,40 @@ class Session:
         """Ask the stage that is running to stop; it leaves the session as it was."""
         self._cancelled.set()
 
+    def judge(self, stages: Any, on: Any = None, given: Mapping[str, Any] | None = None) -> list[list[Planned] | KdError]:
+        """For each stage what it would run as, bridges first, or why it can't: what `run` says before it begins, of every stage at once.
+
+        Args:
+            stages, on: as for `run`.
+            given: objects that the stages name and the session is yet to be given.
+        """
+        start, objects = self.version(on), self.objects.having(given or {}, self.settings["batch_size"])
+        judged = Pipeline.of(stages).judge(start.traits, self._makers(start))
+        return [found if isinstance(found, KdError) else self._judged(found, objects, None if number else start) for number, found in enumerate(judged)]
+
+    def _judged(self, steps: list[Planned], objects: Objects, start: Version | None) -> list[Planned] | KdError:
+        try:
+            for step in steps:
+                objects.check(step.stage, self.task)
+            if start is not None:
+                raise_problems(steps[0].stage, self.history.model_of(start), replace(self._context(steps[0].stage), objects=objects))
+        except KdError as error:
+            return error
+        return steps
+
     def _planned(self, pipeline: Pipeline, start: Version) -> list[Planned]:
         if not pipeline.stages:
             raise KdError("there is no stage to run", "write one a line, such as prune channels --ratio 0.5")
-        made = [(version, version.stage) for version in self.history.lineage(start) if version.stage]
-        makers = {trait: f"{stage.title} ({version.name})" for version, stage in made for trait in (*stage.adds, *stage.removes)}
-        steps = pipeline.plan(start.traits, makers)
+        steps = pipeline.plan(start.traits, self._makers(start))
         for step in steps:
             self.objects.check(step.stage, self.task)
         raise_problems(steps[0].stage, self.history.model_of(start), self._context(steps[0].stage))
         return steps
+
+    def _makers(self, version: Version) -> dict[str, str]:
+        """Which of the stages that led to a version added or removed a trait, for messages."""
+        made = [(each, each.stage) for each in self.history.lineage(version) if each.stage]
+        return {trait: f"{stage.title} ({each.name})" for each, stage in made for trait in (*stage.adds, *stage.removes)}
 
     def _context(self, stage: Stage, observe: Callable[[Progress], None] | None = None, seed: int = 0) -> Context:
         return Context(
@@ -328,10 +357,17 @@ class Session:
             return version.name, self.history.model_of(version)
         return "the teacher", adopt(teacher)
 
-    def _measured(self, model: nn.Module, parent: Version | None, data: Data | None = None, names: tuple[str, ...] | None = None) -> Report:
+    def _measured(
+        self,
+        model: nn.Module,
+        parent: Version | None,
+        data: Data | None = None,
+        names: tuple[str, ...] | None = None,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> Report:
         held = data if data is not None else self.objects.get("eval")
         ancestor = self._subject(parent.model, held) if parent is not None and parent.model is not None else None
-        subject: Subject = self._subject(model, held, ancestor)
+        subject: Subject = replace(self._subject(model, held, ancestor), check_cancelled=check_cancelled)
         with seeded(0):
             return measure(subject, names or self.settings["measures"])
 
@@ -530,14 +566,19 @@ def _whole(name: str, value: Any, least: int) -> int:
     return value
 
 
-def _groups(steps: list[Planned]) -> Iterator[tuple[list[Planned], bool]]:
-    """Each stage with the bridges inserted for it, and whether it is the last."""
+def _groups(steps: list[Planned]) -> Iterator[list[Planned]]:
+    """Each stage with the bridges inserted for it."""
     group: list[Planned] = []
     for step in steps:
         group.append(step)
         if not step.inserted:
-            yield group, step is steps[-1]
+            yield group
             group = []
+
+
+def _placed(observe: Callable[[Progress], None] | None, part: int, parts: int) -> Callable[[Progress], None]:
+    """Tells an observer which of the pipeline's stages it hears of."""
+    return (lambda progress: None) if observe is None else (lambda progress: observe(replace(progress, part=part, parts=parts)))
 
 
 def _told(version: Version, facts: Mapping[str, Any], origin: str) -> Version:

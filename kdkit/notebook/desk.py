@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections import ChainMap
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kdkit.errors import KdError, did_you_mean
@@ -23,24 +24,35 @@ OBJECTS = ("model", "data", "function", "object", "others")
 """What a field may refer to that is an object of the notebook."""
 
 
+@dataclass
+class Held:
+    """What all desks of a notebook share: the session, and the objects it was given by the names under which it holds them."""
+
+    session: Session | None = None
+    handed: dict[str, Any] = field(default_factory=dict)
+
+
 class Desk:
     """Where the lines of one notebook are worked on.
 
     Attributes:
         shell: the running IPython.
-        held: the session, once there is one.
         variables: what expressions see: the caller's locals over the notebook's variables.
         quiet: no progress is to be shown.
     """
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
-        self.held: Session | None = None
+        self.shared = Held()
         self.variables: ChainMap[str, Any] = ChainMap(shell.user_ns)
         self.quiet = False
-        self._handed: dict[str, Any] = {}
         self._new: dict[str, Any] = {}
         self._last: KdError | None = None
+
+    @property
+    def held(self) -> Session | None:
+        """The session, once there is one."""
+        return self.shared.session
 
     @property
     def session(self) -> Session:
@@ -65,11 +77,11 @@ class Desk:
 
     def begin(self, session: Session, given: dict[str, Any]) -> None:
         """Work on another session from now on; `given` are the objects it was made with, by name."""
-        self.held, self._handed = session, dict(given)
+        self.shared.session, self.shared.handed = session, dict(given)
 
     def remember(self, given: dict[str, Any]) -> None:
         """Note which objects the session was given under which names."""
-        self._handed |= given
+        self.shared.handed |= given
 
     # one line
 
@@ -192,7 +204,7 @@ class Desk:
 
     def _name_for(self, value: Any, identifier: str, option: str) -> str:
         objects = set(self.session.objects) if self.has_session else set()
-        known = [name for name, held in (self._handed | self._new).items() if held is value and name in objects | self._new.keys()]
+        known = [name for name, held in (self.shared.handed | self._new).items() if held is value and name in objects | self._new.keys()]
         if known:
             return known[0]
         taken = objects | self._new.keys()
@@ -204,16 +216,32 @@ class Desk:
     @contextlib.contextmanager
     def handed_over(self) -> Iterator[None]:
         """The session with the objects that this line named; where nothing comes of it, they are taken back."""
-        objects, history = self.session.objects, self.session.history
-        if self._new:
-            self.session.set(**self._new)
+        session, history, new = self.session, self.session.history, dict(self._new)
+        if new:
+            session.set(**new)
         try:
             yield
         finally:
-            if self.session.history is history:
-                self.session.objects = objects
+            if session.history is history:
+                session.objects = session.objects.having(dict.fromkeys(new), session.settings["batch_size"])
             else:
-                self._handed |= self._new
+                self.shared.handed |= new
+
+
+class Aside(Desk):
+    """A desk of its own on a notebook's session, for lines that are carried out beside its cells, in a thread.
+
+    Args:
+        desk: the notebook's.
+        observe: hears how far a stage is, in place of the notebook's display.
+    """
+
+    def __init__(self, desk: Desk, observe: Callable[[Progress], None] | None = None) -> None:
+        super().__init__(desk.shell)
+        self.shared, self.observe = desk.shared, observe
+
+    def progress(self) -> contextlib.AbstractContextManager[Callable[[Progress], None] | None]:
+        return contextlib.nullcontext(self.observe)
 
 
 def kind_of(owner: type[Settings], name: str) -> type:

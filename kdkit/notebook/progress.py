@@ -72,10 +72,10 @@ class Clock:
         self._told = now
         share = progress.done / progress.total if progress.total else 0
         left = (now - self._began) * (1 - share) / share if share else None
+        place = f"stage {progress.part} of {progress.parts}" if progress.parts > 1 else ""
         figures = ", ".join(f"{name} {number(value)}" for name, value in progress.figures.items())
-        return " · ".join(
-            part for part in (progress.stage, progress.text, f"{progress.done:g} of {progress.total:g}", figures, f"{duration(left)} left" if left else "") if part
-        )
+        counted = f"{progress.done:g} of {progress.total:g}" if progress.total > 1 else ""
+        return " · ".join(part for part in (progress.stage, place, progress.text, counted, figures, f"{duration(left)} left" if left else "") if part)
 
 
 def duration(seconds: float) -> str:
@@ -115,7 +115,7 @@ class Bar:
 
     def hear(self, progress: Progress) -> None:
         """Take in a message, whether or not it is shown; one of another stage begins new curves."""
-        if progress.stage != self._stage or (self._told and progress.done < self._told[-1][0]):
+        if progress.stage != self._stage or (progress.figures and self._told and progress.done < self._told[-1][0]):
             self._stage, self._told, self._chart.value = progress.stage, [], ""
         if progress.figures:
             self._told.append((progress.done, progress.figures))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdkit.contract import TrainStage
 from kdkit.data import Batch, Data
-from kdkit.errors import KdError
+from kdkit.errors import Cancelled, KdError
 from kdkit.seeding import seed_all, seeded
 from kdkit.training.balance import Balance, Share, pulls
 from kdkit.training.checkpoint import Checkpoint, changing, identity, pack, restore, unpack
@@ -172,9 +172,19 @@ class _Loop:
         self.judge = Judge(self.options, context, held_out, self.device) if held_out is not None else None
         self.checkpoint = self._checkpoint(stages)
         self.told = self.written = time.monotonic()
+        self.kept = 0
 
     def run(self) -> None:
         """Train to the end, or until the judge has seen enough."""
+        try:
+            self._run()
+        except Cancelled as stop:
+            if self.kept:
+                stop.resumable = True
+                stop.with_hints(f"epochs 1 to {self.kept} are kept: the same line with --resume goes on after them")
+            raise
+
+    def _run(self) -> None:
         if self.options.resume:
             self._resume()
         while self.step < self.steps and not (self.judge and self.judge.stopped):
@@ -355,7 +365,7 @@ class _Loop:
         groups = {"model": dict(changing(self.model)), "optimizer": tensors, "best": self.judge.best if self.judge else {}}
         groups |= {f"part{number}": dict(changing(part.modules)) for number, part in enumerate(self.parts.values())}
         self.checkpoint.write(self.epoch, {f"{group}/{name}": tensor for group, held in groups.items() for name, tensor in held.items()}, facts)
-        self.written = time.monotonic()
+        self.written, self.kept = time.monotonic(), self.epoch
 
     def _resume(self) -> None:
         """Go on from the checkpoint's epoch."""
@@ -374,6 +384,7 @@ class _Loop:
         if self.scaler is not None:
             self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step = facts["epoch"], facts["step"]
+        self.kept = self.epoch
         self.record.curve = [(steps, figures) for steps, figures in facts["curve"]]
         self.record.validation = [(step, figures) for step, figures in facts.get("validation", [])]
         self.context.note(f"resumed after epoch {self.epoch}")

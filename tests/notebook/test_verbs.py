@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from kdkit import notebook
 from kdkit.contract import describe
+from kdkit.notebook.grammar import parse
 from kdkit.notebook.help import overview
 from kdkit.notebook.verbs import Line, Verb, verbs
 
@@ -146,10 +148,20 @@ def test_a_version_is_named_by_its_object_too(cells):
 
 @pytest.mark.parametrize("cell", ["%kd distill soft --teacher {big} --dry-run", "%kd distill soft --teacher {big} --steps 1 --data nothing"])
 def test_a_line_that_makes_nothing_leaves_no_object_behind(cells, cell):
-    objects = cells.session.objects
+    objects = dict(cells.session.objects)
     result = cells.shell.run_cell(cell)
     assert "--dry-run" in cell or result.error_in_exec is not None
-    assert cells.session.objects is objects
+    assert dict(cells.session.objects) == objects
+
+
+def test_what_the_session_is_given_while_a_line_runs_stays_when_it_makes_nothing(cells):
+    desk = notebook.desk_of(cells.shell)
+    parse("distill soft --teacher {big}", None, desk)
+    with desk.handed_over():
+        assert "big" in cells.session.objects
+        cells.session.set(other="kept")
+    assert "big" not in cells.session.objects
+    assert cells.session.objects["other"] == "kept"
 
 
 # moving about
