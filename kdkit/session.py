@@ -28,6 +28,7 @@ from kdkit.measure import Report, Subject, measure
 from kdkit.models import adopt, private_copy, traits_of
 from kdkit.modes import keeping_modes
 from kdkit.objects import DATA, Objects
+from kdkit.pareto import Pareto, pareto
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
@@ -291,6 +292,21 @@ class Session:
         """Versions side by side, each figure with its ratio to the first one's; all versions without arguments."""
         chosen = tuple(self.version(version) for version in versions) or self.versions
         return Listing(chosen, self.history.head, chosen[0], f"against {chosen[0].name}")
+
+    def pareto(self, *versions: Any, quality: str = "", cost: str = "size") -> Pareto:
+        """Which versions no other one beats in both quality and cost; of all versions without arguments.
+
+        Args:
+            versions: to look at.
+            quality: name of a figure; the task's own metric when not said.
+            cost: name of a figure, such as "latency" or "macs".
+
+        Raises:
+            KdError: no version has such a figure.
+        """
+        if not quality and self.task is None:
+            raise KdError("pareto needs a figure of quality, and nothing of quality was measured", "%kd set --eval {data}, or --quality FIGURE")
+        return pareto(tuple(self.version(version) for version in versions) or self.versions, quality or self.task.metric, cost)  # type: ignore[union-attr]
 
     @keeping_modes
     def agreement(self, student: Any = None, teacher: Any = "teacher", data: Any = "eval") -> Agreement:

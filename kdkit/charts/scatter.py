@@ -117,7 +117,15 @@ def _placed(names: Sequence[str], spots: Sequence[tuple[float, float]], width: i
 
 
 def _around(x: float, y: float, wide: float) -> Iterator[tuple[float, float]]:
-    yield from ((x + _NEAR, y + 4), (x - _NEAR - wide, y + 4), (x - wide / 2, y - _NEAR), (x - wide / 2, y + _NEAR + 9))
+    """Above first, where no stairs run through a name."""
+    yield from (
+        (x + 4, y - _NEAR + 2),
+        (x - 4 - wide, y - _NEAR + 2),
+        (x + _NEAR, y + 4),
+        (x - _NEAR - wide, y + 4),
+        (x + 4, y + _NEAR + 7),
+        (x - 4 - wide, y + _NEAR + 7),
+    )
 
 
 def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

@@ -1,0 +1,30 @@
+"""The verbs that show something of versions, as a user writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def two(cells):
+    """A notebook with two versions."""
+    cells.give("%kd prune channels --ratio 0.5 --as slim")
+    return cells
+
+
+@pytest.mark.parametrize("line", ["pareto"])
+def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
+    history = two.session.history
+    shown = two.give(f"%kd {line}")
+    assert repr(shown)
+    assert "0x" not in repr(shown)
+    assert "<svg" in shown._repr_html_()
+    assert two.session.history is history
+
+
+def test_pareto_takes_versions_and_figures(two):
+    told = two.give("%kd pareto @base @slim --cost parameters --quality loss")
+    assert (told.quality, told.cost) == ("loss", "parameters")
+    assert [point.name for point in told.points] == ["@slim", "@base"]
+    assert "did you mean parameters?" in str(two.fails("%kd pareto --cost paramters"))
+    assert "@slim" in two.complete("%kd pareto @base @s")
