@@ -23,3 +23,16 @@ class Pareto(Verb):
 
     def run(self, desk: Desk) -> Any:
         return desk.session.pareto(*self.versions, quality=self.quality, cost=self.cost)
+
+
+class Layers(Verb):
+    """The modules of a version as a tree that folds: class, parameters, bytes, share and MACs of each, and their sizes as bars."""
+
+    places: ClassVar = ("version",)
+    sample: ClassVar = "%kd layers @slim --layers 'encoder.*'"
+
+    version: str | None = param(None, "the head when not said", refers="version")
+    layers: tuple[str, ...] = param((), "patterns of layers to mark and to list alone", refers="layers")
+
+    def run(self, desk: Desk) -> Any:
+        return desk.session.layers(self.version, self.layers)

@@ -12,7 +12,7 @@ def two(cells):
     return cells
 
 
-@pytest.mark.parametrize("line", ["pareto"])
+@pytest.mark.parametrize("line", ["pareto", "layers"])
 def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
     history = two.session.history
     shown = two.give(f"%kd {line}")
@@ -28,3 +28,10 @@ def test_pareto_takes_versions_and_figures(two):
     assert [point.name for point in told.points] == ["@slim", "@base"]
     assert "did you mean parameters?" in str(two.fails("%kd pareto --cost paramters"))
     assert "@slim" in two.complete("%kd pareto @base @s")
+
+
+def test_layers_marks_what_patterns_mean(two):
+    told = two.give("%kd layers @slim --layers 0 '2'")
+    assert [layer.name for layer in told.marked] == ["0", "2"]
+    assert "fits no module" in two.fails("%kd layers --layers conv9").message
+    assert two.give("%kd layers @base").root.parameters > two.give("%kd layers").root.parameters
