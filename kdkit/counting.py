@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,10 +43,21 @@ def count_parameters(model: nn.Module) -> int:
     >>> count_parameters(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False)))
     24
     """
-    if answer := getattr(model, "kdkit_parameters", None):
-        return answer()
-    packed = {_key(tensor): tensor for tensor in _packed(model)}
-    return sum(_numbers(weight) for weight in model.parameters()) + sum(tensor.numel() for tensor in packed.values())
+    answer = getattr(model, "kdkit_parameters", None)
+    return answer() if answer else sum(parameters_by_name(model).values())
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, int]:
+    """How many numbers each parameter stands for; what is shared stands under its first name alone.
+
+    >>> parameters_by_name(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    {'0.weight': 12, '0.bias': 4}
+    """
+    packed = {_key(tensor): (name, tensor) for name, tensor in reversed(_packed(model))}
+    counts = {name: _numbers(weight) for name, weight in model.named_parameters()}
+    for name, tensor in reversed(packed.values()):
+        counts[name] = counts.get(name, 0) + tensor.numel()
+    return counts
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -57,10 +69,22 @@ def size_bytes(model: nn.Module) -> int:
     >>> size_bytes(nn.Linear(3, 4))
     64
     """
-    if answer := getattr(model, "kdkit_size_bytes", None):
-        return answer()
-    parts = [part for value in model.state_dict().values() for tensor in _tensors_in(value) for part in _parts(tensor)]
-    return sum(part.nbytes for part in {_key(part): part for part in parts}.values())
+    answer = getattr(model, "kdkit_size_bytes", None)
+    return answer() if answer else sum(bytes_by_name(model).values())
+
+
+def bytes_by_name(model: nn.Module) -> dict[str, int]:
+    """The bytes of each entry of a model's state; what is shared stands under its first name alone.
+
+    >>> bytes_by_name(nn.Linear(3, 4))
+    {'weight': 48, 'bias': 16}
+    """
+    state = model.state_dict()
+    parts = [(name, part) for name, value in state.items() for tensor in _tensors_in(value) for part in _parts(tensor)]
+    sizes: dict[str, int] = dict.fromkeys(state, 0)
+    for name, part in {_key(part): (name, part) for name, part in reversed(parts)}.values():
+        sizes[name] += part.nbytes
+    return sizes
 
 
 def _numbers(weight: Tensor) -> int:
@@ -102,13 +126,13 @@ def _key(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.nbytes
 
 
-def _packed(model: nn.Module) -> list[Tensor]:
-    """The weights and biases that quantized modules keep in their state and not among their parameters."""
+def _packed(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The weights and biases that quantized modules keep in their state and not among their parameters, by their names there."""
     if not any(type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) for module in model.modules()):
         return []
     known = {name for tensors in (model.named_parameters, model.named_buffers) for name, _ in tensors(remove_duplicate=False)}
     state = model.state_dict().items()
-    return [tensor for name, value in state if name not in known and name.rpartition(".")[2] not in ("scale", "zero_point") for tensor in _tensors_in(value)]
+    return [(name, tensor) for name, value in state if name not in known and name.rpartition(".")[2] not in ("scale", "zero_point") for tensor in _tensors_in(value)]
 
 
 # what one call does
@@ -125,12 +149,48 @@ def count_macs(model: nn.Module, batch: Batch) -> int:
     >>> count_macs(nn.Linear(3, 4), Batch((torch.ones(2, 3),)))
     24
     """
+    return macs_by_module(model, batch)[""]
+
+
+def macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
+    """Multiply-accumulates of one call on a batch, by the name of the module in whose calls they happened; "" is the model.
+
+    Those of a module's parts count in it too. A module that is not called itself, such as a list, is absent.
+
+    >>> from kdkit.data import Batch
+    >>> macs_by_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), Batch((torch.ones(2, 3),)))
+    {'': 40, '0': 24, '1': 16}
+    """
     if answer := getattr(model, "kdkit_macs", None):
-        return answer(batch)
+        return {"": answer(batch)}
     model = getattr(model, "_orig_mod", model)
-    with undisturbed(model), _taken_apart(), FlopCounterMode(display=False, custom_mapping=_rules()) as counter:
+    names = {module: name for name, module in model.named_modules()}
+    counts: dict[str, int] = {}
+    begun: list[int] = []
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        begun.append(counter.get_total_flops())
+
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+        flops = counter.get_total_flops() - begun.pop()
+        if module in names:
+            counts[names[module]] = counts.get(names[module], 0) + flops // 2
+
+    with undisturbed(model), _taken_apart(), FlopCounterMode(display=False, custom_mapping=_rules()) as counter, _watching(begin, end):
         batch.to(device_of(model)).call(model)
-    return counter.get_total_flops() // 2
+    # a model may answer by another method than its forward
+    return {name: count for name in names.values() if (count := counts.get(name)) is not None} | {"": counter.get_total_flops() // 2}
+
+
+@contextlib.contextmanager
+def _watching(begin: Callable, end: Callable) -> Iterator[None]:
+    """Functions that are called before and after the forward of every module."""
+    handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -253,7 +313,7 @@ def _resident(watch: _Watch, model: nn.Module) -> int:
     own = _storages(_strided(model.parameters())) | _storages(_strided(model.buffers()))
     if own and not own.keys() & watch.found.keys():
         return sum(watch.found.values())
-    packed = {_key(tensor): tensor for tensor in _packed(model)}
+    packed = {_key(tensor): tensor for _, tensor in _packed(model)}
     return sum((own | watch.found).values()) + sum(tensor.nbytes for tensor in packed.values())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,12 @@ from kdkit.errors import KdError, did_you_mean
 from kdkit.execution import make, raise_problems
 from kdkit.exports import export
 from kdkit.forecast import Plan, foresee
-from kdkit.measure import Report, Subject, measure
+from kdkit.layers import Layers
+from kdkit.measure import Report, Subject, measure, resize
 from kdkit.models import adopt, private_copy, traits_of
 from kdkit.modes import keeping_modes
 from kdkit.objects import DATA, Objects
+from kdkit.pareto import Pareto, pareto
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
@@ -320,6 +322,36 @@ class Session:
         """Versions side by side, each figure with its ratio to the first one's; all versions without arguments."""
         chosen = tuple(self.version(version) for version in versions) or self.versions
         return Listing(chosen, self.history.head, chosen[0], f"against {chosen[0].name}")
+
+    def pareto(self, *versions: Any, quality: str = "", cost: str = "size") -> Pareto:
+        """Which versions no other one beats in both quality and cost; of all versions without arguments.
+
+        Args:
+            versions: to look at.
+            quality: name of a figure; the task's own metric when not said.
+            cost: name of a figure, such as "latency" or "macs".
+
+        Raises:
+            KdError: no version has such a figure.
+        """
+        if not quality and self.task is None:
+            raise KdError("pareto needs a figure of quality, and nothing of quality was measured", "%kd set --eval {data}, or --quality FIGURE")
+        return pareto(tuple(self.version(version) for version in versions) or self.versions, quality or self.task.metric, cost)  # type: ignore[union-attr]
+
+    @keeping_modes
+    def layers(self, version: Any = None, patterns: Iterable[str] | str = ()) -> Layers:
+        """The modules of a version as a tree, with what each holds and, where there is an example, the MACs of each.
+
+        Args:
+            version: the head when not said.
+            patterns: of layers to mark, see `kdkit.patterns.match`.
+
+        Raises:
+            KdError: a pattern means no module.
+        """
+        chosen, example = self.version(version), self.objects.example()
+        patterns = (patterns,) if isinstance(patterns, str) else patterns
+        return Layers.of(self.history.model_of(chosen), chosen.name, patterns, None if example is None else resize(example, 1))
 
     @keeping_modes
     def agreement(self, student: Any = None, teacher: Any = "teacher", data: Any = "eval") -> Agreement:

@@ -126,10 +126,11 @@ class Table:
 
 
 def _text(cell: Any) -> str:
-    """One line, whatever the cell is."""
+    """One line, whatever the cell is; what it begins with may be an indentation."""
     if cell is None or (isinstance(cell, (int, float)) and not isinstance(cell, bool)):
         return number(cell)
-    return " ".join(str(cell.text() if hasattr(cell, "text") else cell).split())
+    said = str(cell.text() if hasattr(cell, "text") else cell)
+    return " " * (len(said) - len(said.lstrip(" "))) + " ".join(said.split())
 
 
 def _html(cell: Any) -> str:

@@ -95,6 +95,13 @@ class OnnxModel(nn.Module):
         """Bytes on disk."""
         return len(self.onnx)
 
+    def kdkit_layers(self) -> list[tuple[str, str, int, int]]:
+        """Its weights: name, the operator that uses it with its dimensions, elements, bytes."""
+        graph = self.graph()
+        user = {name: node.op_type for node in reversed(graph.graph.node) for name in node.input}
+        weights = weights_of(graph)
+        return [(each.name, f"{user.get(each.name, '')} {' x '.join(map(str, each.dims))}".strip(), numel(each), each.ByteSize()) for each in weights]
+
     def kdkit_macs(self, batch: Batch) -> int:
         """Multiply-accumulates of one call on `batch`."""
         feeds = self.feeds(batch)

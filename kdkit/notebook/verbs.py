@@ -62,6 +62,8 @@ class Verb(Settings):
 
 def verbs() -> dict[str, type[Verb]]:
     """Every verb by its word."""
+    from kdkit.notebook import pictures  # noqa: F401  (it declares verbs too)
+
     return {verb.word(): verb for verb in Verb.__subclasses__()}
 
 

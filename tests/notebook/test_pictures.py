@@ -1,0 +1,37 @@
+"""The verbs that show something of versions, as a user writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def two(cells):
+    """A notebook with two versions."""
+    cells.give("%kd prune channels --ratio 0.5 --as slim")
+    return cells
+
+
+@pytest.mark.parametrize("line", ["pareto", "layers"])
+def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
+    history = two.session.history
+    shown = two.give(f"%kd {line}")
+    assert repr(shown)
+    assert "0x" not in repr(shown)
+    assert "<svg" in shown._repr_html_()
+    assert two.session.history is history
+
+
+def test_pareto_takes_versions_and_figures(two):
+    told = two.give("%kd pareto @base @slim --cost parameters --quality loss")
+    assert (told.quality, told.cost) == ("loss", "parameters")
+    assert [point.name for point in told.points] == ["@slim", "@base"]
+    assert "did you mean parameters?" in str(two.fails("%kd pareto --cost paramters"))
+    assert "@slim" in two.complete("%kd pareto @base @s")
+
+
+def test_layers_marks_what_patterns_mean(two):
+    told = two.give("%kd layers @slim --layers 0 '2'")
+    assert [layer.name for layer in told.marked] == ["0", "2"]
+    assert "fits no module" in two.fails("%kd layers --layers conv9").message
+    assert two.give("%kd layers @base").root.parameters > two.give("%kd layers").root.parameters
