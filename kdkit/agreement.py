@@ -152,7 +152,7 @@ def agreement(task: Task, student: tuple[str, Call], teacher: tuple[str, Call], 
                 made.pairs.update(_counted(decided, task.mask(batch)))
                 made.right.update(_right(task, one, two, batch, decided[0]))
             else:
-                values.append(_kept(task.agreement(two, one, batch), task.mask(batch)).flatten().float().cpu())
+                values.append(task.agreeing(two, one, batch).flatten().float().cpu())
     made = Agreement(made.student, made.teacher, named, made.pairs, torch.cat(values) if values else made.values, made.right, names)
     if not made.count:
         raise KdError(f"agreement: there is nothing to compare in {named}", "give data with at least one item that counts: --data {loader}")

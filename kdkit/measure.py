@@ -481,9 +481,7 @@ def _agreement(subject: Subject) -> Figure | None:
     with subject.running() as call, evaluating(original):
         for batch in subject.data.batches():
             subject.check_cancelled()
-            same = task.agreement(call(batch), _on_cpu(batch.to(device_of(original)).call(original)), batch)
-            real = task.mask(batch)
-            same = same if real is None or real.shape != same.shape else same[real]
+            same = task.agreeing(call(batch), _on_cpu(batch.to(device_of(original)).call(original)), batch)
             total, count = total + same.double().sum().item(), count + same.numel()
     return Figure("agreement", total / count, n=count) if count else None
 

@@ -33,6 +33,7 @@ from kdkit.pareto import Pareto, pareto
 from kdkit.pipeline import Pipeline, Planned
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
+from kdkit.sensitivity import Sensitivity, sensitivity
 from kdkit.status import Status
 from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
@@ -285,6 +286,9 @@ class Session:
         return {trait: f"{stage.title} ({each.name})" for each, stage in made for trait in (*stage.adds, *stage.removes)}
 
     def _context(self, stage: Stage, observe: Callable[[Progress], None] | None = None, seed: int = 0) -> Context:
+        return self._working(stage.title, observe, seed)
+
+    def _working(self, title: str, observe: Callable[[Progress], None] | None = None, seed: int = 0) -> Context:
         return Context(
             task=self.task,  # type: ignore[arg-type]
             seed=seed,
@@ -295,7 +299,7 @@ class Session:
             observe=observe or (lambda progress: None),
             cancelled=self._cancelled,
             scratch=self._scratch.name,
-            stage=stage.title,
+            stage=title,
         )
 
     # measuring
@@ -352,6 +356,42 @@ class Session:
         chosen, example = self.version(version), self.objects.example()
         patterns = (patterns,) if isinstance(patterns, str) else patterns
         return Layers.of(self.history.model_of(chosen), chosen.name, patterns, None if example is None else resize(example, 1))
+
+    @keeping_modes
+    def sensitivity(
+        self,
+        version: Any = None,
+        *,
+        bits: int = 4,
+        ratio: float | None = None,
+        layers: Iterable[str] | str = (),
+        items: int = 256,
+        observe: Callable[[Progress], None] | None = None,
+    ) -> Sensitivity:
+        """How much quality each layer alone costs when its weights are disturbed; the version stays as it is.
+
+        Args:
+            version: the head when not said.
+            bits: to which each layer's weights are rounded, symmetric, a step an output channel.
+            ratio: share of each layer's smallest weights that are zeroed, instead of rounding.
+            layers: patterns of the layers; all that have weights when not said.
+            items: of the eval data to look at.
+            observe: called with progress.
+
+        Raises:
+            KdError: there is no eval data, or the version has no float weights.
+            Cancelled: `cancel` was called.
+        """
+        data = self.objects.get("eval")
+        if data is None or self.task is None:
+            raise KdError("sensitivity needs data to ask the model about, and the session has no 'eval'", "%kd set --eval {loader}")
+        layers = (layers,) if isinstance(layers, str) else layers
+        with self._idle():
+            self._cancelled.clear()
+            chosen = self.version(version)
+            model, context = self.history.model_of(chosen), self._working("sensitivity", observe)
+            looked = data.take(_whole("items", items, 1))
+            return sensitivity(model, chosen.name, looked, context, self.backend_for(model), bits=bits, ratio=ratio, layers=layers)
 
     @keeping_modes
     def agreement(self, student: Any = None, teacher: Any = "teacher", data: Any = "eval") -> Agreement:

@@ -36,3 +36,20 @@ class Layers(Verb):
 
     def run(self, desk: Desk) -> Any:
         return desk.session.layers(self.version, self.layers)
+
+
+class Sensitivity(Verb):
+    """How much quality each layer alone costs when its weights are rounded, or its smallest zeroed; the version stays as it is."""
+
+    places: ClassVar = ("version",)
+    sample: ClassVar = "%kd sensitivity @base --bits 4"
+
+    version: str | None = param(None, "the head when not said", refers="version")
+    bits: int = param(4, "to which each layer's weights are rounded, symmetric, a step an output channel", ge=2, le=16)
+    ratio: float | None = param(None, "share of each layer's smallest weights that are zeroed, instead of rounding", gt=0, le=1)
+    layers: tuple[str, ...] = param((), "patterns of the layers; all that have weights when not said", refers="layers")
+    items: int = param(256, "of the eval data to look at", ge=1)
+
+    def run(self, desk: Desk) -> Any:
+        with desk.progress() as observe:
+            return desk.session.sensitivity(self.version, bits=self.bits, ratio=self.ratio, layers=self.layers, items=self.items, observe=observe)

@@ -93,6 +93,11 @@ class Task:
         """How far two models' outputs agree: 1 where they say the same, one value an item, or a token (see `mask`)."""
         raise NotImplementedError
 
+    def agreeing(self, output: Any, other: Any, batch: Batch) -> Tensor:
+        """The values of `agreement` that count."""
+        same, real = self.agreement(output, other, batch), self.mask(batch)
+        return same if real is None or real.shape != same.shape else same[real.to(same.device)]
+
     def decision(self, prediction: Tensor) -> Tensor:
         """What a prediction comes down to: a class for scores of classes, otherwise itself."""
         return prediction

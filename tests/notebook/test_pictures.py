@@ -12,7 +12,7 @@ def two(cells):
     return cells
 
 
-@pytest.mark.parametrize("line", ["pareto", "layers"])
+@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2"])
 def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
     history = two.session.history
     shown = two.give(f"%kd {line}")
@@ -35,3 +35,11 @@ def test_layers_marks_what_patterns_mean(two):
     assert [layer.name for layer in told.marked] == ["0", "2"]
     assert "fits no module" in two.fails("%kd layers --layers conv9").message
     assert two.give("%kd layers @base").root.parameters > two.give("%kd layers").root.parameters
+
+
+def test_sensitivity_takes_layers_items_and_one_way_to_disturb(two):
+    told = two.give("%kd sensitivity @base --ratio 0.5 --layers 2 --items 8")
+    assert [effect.name for effect in told.effects] == ["2"]
+    assert told.items == 8
+    assert "0.5 of the weights are zeroed" in repr(told)
+    assert "--bits" in two.fails("%kd sensitivity --bits 1").message
