@@ -251,7 +251,7 @@ def read_options(
     settings: type[Settings],
     words: Sequence[Any],
     title: str,
-    resolve: Callable[[str, Any], Any] = lambda name, word: word,
+    resolve: Callable[[str, Any], Any] | None = None,
     beside: Sequence[type[Settings]] = (),
     places: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def read_options(
         settings: the class whose fields are the options.
         words: what follows the command; strings and references.
         title: what the line is about, for messages.
-        resolve: (field name, word) -> value, for words that stand for objects.
+        resolve: (field name, word) -> value, for words that stand for objects; without it an expression is refused.
         beside: other classes whose options may stand on the same line; a field of `settings` wins over one of theirs.
         places: fields that may be given by position, in order; a tuple takes all that is left.
 
@@ -287,8 +287,8 @@ def read_options(
 class _Line:
     """One line as it is read: the classes that share it, and the values found so far."""
 
-    def __init__(self, settings: type[Settings], beside: Sequence[type[Settings]], title: str, resolve: Callable[[str, Any], Any]):
-        self.title, self.resolve, self.settings = title, resolve, settings
+    def __init__(self, settings: type[Settings], beside: Sequence[type[Settings]], title: str, resolve: Callable[[str, Any], Any] | None):
+        self.title, self.settings, self._resolve = title, settings, resolve
         self.owners = {name: owner for owner in reversed((settings, *beside)) for name in owner.model_fields}
         self.others = next((name for name in settings.model_fields if refers(settings, name) == "others"), "")
         self.names = {option(name): name for name in self.owners if name != self.others}
@@ -296,6 +296,17 @@ class _Line:
 
     def kind(self, name: str) -> Kind:
         return kind(self.owners[name], name)
+
+    def resolve(self, name: str, word: Any) -> Any:
+        """What a word stands for."""
+        if self._resolve is not None:
+            return self._resolve(name, word)
+        if isinstance(word, Reference):
+            raise KdError(
+                f"{self.title}: {option(name)} {word}: objects can be named like this on a notebook's %kd line only",
+                "give the object to the session by a name: session.set(name=object), and write the name",
+            )
+        return word
 
     def is_option(self, word: Any) -> bool:
         flag = word if isinstance(word, str) else getattr(word, "flag", "")
@@ -373,11 +384,6 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def _value(this: Kind, word: Any, where: str) -> Any:
-    if isinstance(word, Reference):
-        raise KdError(
-            f"{where} {word}: objects can be named like this on a notebook's %kd line only",
-            "give the object to the session by a name: session.set(name=object), and write the name",
-        )
     if isinstance(word, os.PathLike):
         return os.fspath(word)
     if not isinstance(word, str):

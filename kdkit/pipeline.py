@@ -245,7 +245,7 @@ class Pipeline:
         return self.lines()
 
 
-def read_stage(words: Sequence[Any], resolve: Any = lambda stage, name, word: word) -> Stage:
+def read_stage(words: Sequence[Any]) -> Stage:
     """A stage out of the words of its line.
 
     Raises:
@@ -255,7 +255,7 @@ def read_stage(words: Sequence[Any], resolve: Any = lambda stage, name, word: wo
         raise KdError(f"{' '.join(map(str, words))!r} is not a stage", "write FAMILY TECHNIQUE --option value, such as prune channels --ratio 0.5", "%kd list shows them")
     made = manager().stage(f"{words[0]}.{words[1]}")
     title = f"{words[0]} {words[1]}"
-    return made.build(title, read_options(made, words[2:], title, lambda name, word: resolve(made, name, word)))
+    return made.build(title, read_options(made, words[2:], title))
 
 
 def fits(stage: Stage | type[Stage], traits: frozenset[str]) -> bool:

@@ -45,6 +45,24 @@ def adopt_data(obj: Any, batch_size: int = 32) -> Data:
     return data
 
 
+def holds_data(obj: Any) -> bool:
+    """Whether an object looks like a data set at a glance; nothing is gone through, and what only looks like something else may be one too.
+
+    >>> [holds_data(obj) for obj in ((torch.zeros(4, 2), torch.zeros(4)), torch.zeros(4, 2), torch.tensor(1.0), (1, 2), "text")]
+    [True, True, False, False, False]
+    """
+    arrays = torch.Tensor | numpy.ndarray
+    if isinstance(obj, Data | Batch | DataLoader | Dataset) or (_from("datasets", obj) and hasattr(obj, "column_names")):
+        return True
+    if isinstance(obj, arrays):
+        return not isinstance(obj, torch.nn.Parameter) and obj.ndim > 1
+    if isinstance(obj, tuple):
+        return len(obj) == 2 and (all(isinstance(part, arrays) and part.ndim for part in obj) or (hasattr(obj[0], "columns") and isinstance(obj[1], str)))
+    if isinstance(obj, Mapping):
+        return bool(obj) and all(isinstance(part, arrays) and part.ndim for part in obj.values())
+    return _from("pandas", obj) and hasattr(obj, "columns")
+
+
 def _told(data: Data) -> str:
     """What the first batch shows: " of (x, y): 1797 items, batches of 32"."""
     example = data.example()

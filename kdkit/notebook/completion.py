@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion, context_matcher
 
+from kdkit.notebook.namespace import variables
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -63,7 +65,7 @@ def complete(lines: Sequence[str], shell: InteractiveShell) -> tuple[str, list[O
     words = _words(rest[: len(rest) - len(fragment)])
     opened = re.search(r"(\{|\$)(\w*)\Z", rest)
     if opened and rest.count("{", 0, opened.end()) != rest.count("}", 0, opened.end()) + (opened[1] == "$"):
-        return opened[2], _starting(opened[2], ((name + ("}" if opened[1] == "{" else ""), "object") for name in _variables(shell)))
+        return opened[2], _starting(opened[2], ((name + ("}" if opened[1] == "{" else ""), "object") for name in sorted(variables(shell))))
     before, joined, value = fragment.rpartition("=")
     if joined and before.startswith("-"):
         return value, _starting(value, _Words(shell, place, [*words, before]).values_of_last())
@@ -82,11 +84,6 @@ def _words(text: str) -> list[str]:
 
 def _starting(fragment: str, offers: Iterable[Offer]) -> list[Offer]:
     return [offer for offer in dict.fromkeys(offers) if offer[0].startswith(fragment)]
-
-
-def _variables(shell: InteractiveShell) -> list[str]:
-    hidden = shell.user_ns_hidden
-    return sorted(name for name in shell.user_ns if not name.startswith("_") and name not in hidden)
 
 
 class _Words:
@@ -199,7 +196,7 @@ class _Words:
         if what in ("model", "data", "function", "object"):
             if session is not None and not bare:
                 yield from ((name, "object") for name in session.objects)
-            yield from ((name if bare else "{" + name + "}", "object") for name in _variables(self.shell))
+            yield from ((name if bare else "{" + name + "}", "object") for name in sorted(variables(self.shell)))
         if what in ("family", "topic"):
             yield from self._topics(what)
         if what == "plugin" and "torch" in sys.modules:

@@ -8,7 +8,7 @@ Nothing here knows a verb or a technique: they are looked up, and their fields s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +66,36 @@ def _stage(words: Sequence[Any], desk: Desk, silent: bool) -> Command:
     return Command(Apply(pipeline, Running.build(title, running)), Line.build(title, common), silent)
 
 
+def unresolved(words: Sequence[Any]) -> tuple[type[Stage], dict[str, Any], Running]:
+    """A stage's line as (stage, values, how it is run), each `{expression}` left as the `Reference` that was written.
+
+    Raises:
+        KdError: it can't be read.
+    """
+    made, title = find(words), f"{words[0]} {words[1]}"
+    values = read_options(made, words[2:], title, lambda name, word: word, (Running, Line))
+    _share(values, Line, made)
+    running = _share(values, Running, made)
+    return made, values, Running.build(title, running)
+
+
 def _cell(line: str, cell: str, desk: Desk) -> Command:
-    words = split(line)
-    name = words.pop(0) if words and isinstance(words[0], str) and not words[0].startswith("-") else ""
-    values = read_options(Running, words, "%%kd", desk.resolver(Running, Line), (Line,))
-    common = _share(values, Line, Running)
-    running = Running.build("%%kd", {"as_": name or None} | values)
+    running, common = header(line, desk.resolver(Running, Line))
     pipeline = Pipeline.from_lines(cell, running.as_ or "", lambda each: step(each, desk))
     return Command(Apply(pipeline, running), Line.build("%%kd", common), any(silenced(each) for each in cell.rstrip().splitlines()[-1:]))
+
+
+def header(line: str, resolve: Callable[[str, Any], Any]) -> tuple[Running, dict[str, Any]]:
+    """What stands behind `%%kd`: (how the pipeline is run, what every line may say).
+
+    Raises:
+        KdError: it can't be read.
+    """
+    words = split(line)
+    name = words.pop(0) if words and isinstance(words[0], str) and not words[0].startswith("-") else ""
+    values = read_options(Running, words, "%%kd", resolve, (Line,))
+    common = _share(values, Line, Running)
+    return Running.build("%%kd", {"as_": name or None} | values), common
 
 
 def step(line: str, desk: Desk) -> Stage:

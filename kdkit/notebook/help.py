@@ -90,7 +90,7 @@ def of_verb(verb: type[Verb]) -> Page:
 
 def of_stage(stage: type[Stage]) -> Page:
     """The page about a technique."""
-    usual = [name for name in stage.model_fields if not _extra(stage, name).get("advanced")]
+    usual = [name for name in stage.model_fields if not is_advanced(stage, name)]
     rare = [name for name in stage.model_fields if name not in usual]
     return Page(
         f"%kd {stage.id.replace('.', ' ', 1)}",
@@ -108,7 +108,7 @@ def options_of(settings: type[Settings], names: Sequence[str]) -> Table:
     return Table(
         ["option", "holds", "default", "bounds", "what it does"],
         [
-            [_spelled(settings, name), _holds(settings, name), _default(settings, name), _bounds(settings, name), settings.model_fields[name].description or ""]
+            [_spelled(settings, name), holds(settings, name), _default(settings, name), bounds(settings, name), settings.model_fields[name].description or ""]
             for name in names
         ],
     )
@@ -156,7 +156,7 @@ def _conditions(stage: type[Stage]) -> str:
 
 def _plain(settings: type[Settings]) -> list[list[str]]:
     return [
-        [_spelled(settings, name) + ("" if kind(settings, name).base is bool else f" {_holds(settings, name)}"), field.description or ""]
+        [_spelled(settings, name) + ("" if kind(settings, name).base is bool else f" {holds(settings, name)}"), field.description or ""]
         for name, field in settings.model_fields.items()
     ]
 
@@ -164,6 +164,16 @@ def _plain(settings: type[Settings]) -> list[list[str]]:
 def _extra(settings: type[Settings], name: str) -> dict[str, Any]:
     extra = settings.model_fields[name].json_schema_extra
     return extra if isinstance(extra, dict) else {}
+
+
+def is_advanced(settings: type[Settings], name: str) -> bool:
+    """Whether an option is one that is shown after the others."""
+    return bool(_extra(settings, name).get("advanced"))
+
+
+def unit(settings: type[Settings], name: str) -> str:
+    """The unit of an option's value; empty where it has none."""
+    return str(_extra(settings, name).get("unit", ""))
 
 
 def _spelled(settings: type[Settings], name: str) -> str:
@@ -183,12 +193,13 @@ _REFERS = {
 }
 
 
-def _holds(settings: type[Settings], name: str) -> str:
+def holds(settings: type[Settings], name: str) -> str:
+    """What an option holds, in words: "whole number, in tokens"."""
     if refers(settings, name) == "others":
         return "{object}"
     this = kind(settings, name)
     noun = " | ".join(map(str, this.choices)) or _REFERS.get(refers(settings, name)) or _NOUNS[this.base]
-    return f"{noun}{', several' if this.many else ''}{', in ' + _extra(settings, name)['unit'] if _extra(settings, name).get('unit') else ''}"
+    return f"{noun}{', several' if this.many else ''}{', in ' + unit(settings, name) if unit(settings, name) else ''}"
 
 
 def _default(settings: type[Settings], name: str) -> str:
@@ -210,7 +221,8 @@ def _default(settings: type[Settings], name: str) -> str:
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
-def _bounds(settings: type[Settings], name: str) -> str:
+def bounds(settings: type[Settings], name: str) -> str:
+    """An option's bounds: "≥ 0, < 1"; nothing where it has none."""
     return ", ".join(
         f"{sign} {bound:g}" for word, sign in _SIGNS.items() for rule in settings.model_fields[name].metadata if (bound := getattr(rule, word, None)) is not None
     )

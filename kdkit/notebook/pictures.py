@@ -16,6 +16,7 @@ class Pareto(Verb):
 
     places: ClassVar = ("versions",)
     sample: ClassVar = "%kd pareto @base @slim --cost latency"
+    pane: ClassVar = "Compare"
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
     quality: str = param("", "a figure; the task's own metric when not said")
@@ -30,6 +31,7 @@ class Layers(Verb):
 
     places: ClassVar = ("version",)
     sample: ClassVar = "%kd layers @slim --layers 'encoder.*'"
+    pane: ClassVar = "Compare"
 
     version: str | None = param(None, "the head when not said", refers="version")
     layers: tuple[str, ...] = param((), "patterns of layers to mark and to list alone", refers="layers")
@@ -43,6 +45,7 @@ class Sensitivity(Verb):
 
     places: ClassVar = ("version",)
     sample: ClassVar = "%kd sensitivity @base --bits 4"
+    pane: ClassVar = "Compare"
 
     version: str | None = param(None, "the head when not said", refers="version")
     bits: int = param(4, "to which each layer's weights are rounded, symmetric, a step an output channel", ge=2, le=16)

@@ -50,7 +50,9 @@ def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Pr
 def _view(shell: InteractiveShell) -> Bar | Line | None:
     if getattr(shell, "kernel", None) is not None:
         try:
-            return Bar()
+            from IPython.display import display
+
+            return Bar(place=display)
         except ImportError:
             return None
     return Line() if sys.stdout.isatty() else None
@@ -91,12 +93,16 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """A bar, a label and below them the curves of a training, all of ipywidgets, drawn at the first message.
+    """A bar, a label and below them the curves of a training, all of ipywidgets.
 
     Its text form never changes, so that notebooks compare.
+
+    Args:
+        now: the time.
+        place: shows `box` when there is something to show; None where the box stands somewhere already.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, place: Callable[[Any], Any] | None = None) -> None:
         import ipywidgets
 
         class Box(ipywidgets.VBox):
@@ -107,11 +113,16 @@ class Bar:
         # the bar has no role for screen readers; the label says the same in words
         self._label = ipywidgets.Label()
         self._chart = ipywidgets.HTML()
-        self._box: Any = Box([ipywidgets.HBox([self._bar, self._label]), self._chart])
-        self._shown = False
+        self.box: Any = Box([ipywidgets.HBox([self._bar, self._label]), self._chart])
+        self._place = place
         self._now, self._due = now, float("-inf")
         self._stage = ""
         self._told: list[tuple[float, Mapping[str, float]]] = []
+
+    def begin(self) -> None:
+        """As it was before the first message."""
+        self._stage, self._told, self._chart.value = "", [], ""
+        self._bar.value, self._bar.bar_style, self._label.value = 0, "", ""
 
     def hear(self, progress: Progress) -> None:
         """Take in a message, whether or not it is shown; one of another stage begins new curves."""
@@ -121,11 +132,9 @@ class Bar:
             self._told.append((progress.done, progress.figures))
 
     def show(self, progress: Progress, text: str) -> None:
-        if not self._shown:
-            from IPython.display import display
-
-            display(self._box)
-            self._shown = True
+        if self._place is not None:
+            self._place(self.box)
+            self._place = None
         self._bar.max = progress.total or 1
         self._bar.value = min(progress.done, self._bar.max)
         self._label.value = text

@@ -49,6 +49,8 @@ class Verb(Settings):
     """Fields that may be given by position, in order."""
     sample: ClassVar[str] = ""
     """A line that shows it."""
+    pane: ClassVar[str] = ""
+    """Title of the wizard's tab that has a form for it."""
 
     @classmethod
     def word(cls) -> str:
@@ -199,6 +201,7 @@ class Compare(Verb):
 
     places: ClassVar = ("versions",)
     sample: ClassVar = "%kd compare @base @slim --by size"
+    pane: ClassVar = "Compare"
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
     by: str | None = param(None, "figure by which they are sorted, the best first")
@@ -239,6 +242,7 @@ class Agreement(Verb):
 
     places: ClassVar = ("student",)
     sample: ClassVar = "%kd agreement @slim --teacher @base"
+    pane: ClassVar = "Compare"
 
     student: str | None = param(None, "a version; the head when not said", refers="version")
     teacher: str = param("teacher", "a model or version to compare with; where there is none, the model the session began with", refers="model")
@@ -324,6 +328,7 @@ class Code(Verb):
 
     places: ClassVar = ("version",)
     sample: ClassVar = "%kd code @slim"
+    pane: ClassVar = "Export"
 
     version: str | None = param(None, "the head when not said", refers="version")
 
@@ -348,6 +353,7 @@ class Save(Verb):
 
     places: ClassVar = ("path", "version")
     sample: ClassVar = "%kd save small/ @slim"
+    pane: ClassVar = "Export"
 
     path: str = param(..., "the folder", refers="path")
     version: str | None = param(None, "the head when not said", refers="version")
@@ -381,6 +387,7 @@ class Export(Verb):
 
     places: ClassVar = ("path", "version")
     sample: ClassVar = "%kd export small.onnx @slim"
+    pane: ClassVar = "Export"
 
     path: str = param(..., "file or folder", refers="path")
     version: str | None = param(None, "the head when not said", refers="version")
@@ -418,3 +425,19 @@ class Doctor(Verb):
         from kdkit.notebook.doctor import examine
 
         return examine(desk.shell)
+
+
+class Wizard(Verb):
+    """Build, run, watch, compare and export a pipeline by hand and eye, with the lines that do the same always in sight."""
+
+    places: ClassVar = ("family", "technique")
+    sample: ClassVar = "%kd wizard prune channels"
+
+    family: str | None = param(None, "whose techniques to begin with, such as prune", refers="family")
+    technique: str | None = param(None, "whose form to begin with, such as channels")
+    from_: str | None = param(None, 'a line whose form to begin with, such as "prune channels --ratio 0.5", or a version whose steps to begin with')
+
+    def run(self, desk: Desk) -> Any:
+        from kdkit.notebook.wizard.opening import open_wizard
+
+        return open_wizard(desk, ".".join(filter(None, [self.family, self.technique])), self.from_ or "")

@@ -69,10 +69,10 @@ def test_a_terminal_gets_one_line_that_is_wiped(monkeypatch, capsys):
 def test_the_bar_reads_the_same_whatever_it_shows():
     bar = Bar()
     bar.show(Progress("tune finetune", 1, 4), "tune finetune · 1 of 4")
-    assert repr(bar._box) == "kdkit progress"
+    assert repr(bar.box) == "kdkit progress"
     assert (bar._bar.value, bar._bar.max) == (1, 4)
     bar.end("done", failed=False)
-    assert (repr(bar._box), bar._label.value, bar._bar.bar_style) == ("kdkit progress", "tune finetune · done", "success")
+    assert (repr(bar.box), bar._label.value, bar._bar.bar_style) == ("kdkit progress", "tune finetune · done", "success")
     assert bar._bar.value == bar._bar.max
 
 

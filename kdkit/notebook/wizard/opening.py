@@ -1,0 +1,121 @@
+"""Opening: what `%kd wizard` shows, where there are widgets and where there are none, and what is left of it without a kernel."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from kdkit.notebook.page import Page, Source
+
+if TYPE_CHECKING:
+    from kdkit.notebook.desk import Desk
+    from kdkit.notebook.wizard.window import Wizard
+
+_open: dict[Any, View] = {}
+"""The wizard of each shell; opening another closes it."""
+
+
+class View:
+    """A wizard as a notebook shows it: the widget, and below it a report that stays when the kernel is gone.
+
+    Args:
+        wizard: that is shown.
+    """
+
+    def __init__(self, wizard: Wizard):
+        self.wizard = wizard
+        self._report: Any = None
+        wizard.after_each(self._update)
+
+    def _bundle(self) -> dict[str, Any]:
+        gone = "The form of <code>%kd wizard</code> lives only while its kernel does: run the cell again to have it back."
+        return {**self.wizard.box._repr_mimebundle_(), "text/plain": repr(self), "text/html": f"<p>{gone}</p>"}
+
+    def _ipython_display_(self) -> None:
+        """The widget, and below it the report, which is kept up to date; not where outputs are compared."""
+        from IPython.display import display
+
+        display(self._bundle(), raw=True)
+        if os.environ.get("KDKIT_STABLE") != "1":
+            self._report = display(self._told(), display_id=True)
+
+    def _update(self) -> None:
+        if self._report is not None:
+            self._report.update(self._told())
+
+    def _told(self) -> Page:
+        session = self.wizard.session
+        if session is None:
+            return Page("Below the wizard stands what was done, also when the notebook is opened without a kernel. Nothing was done yet.")
+        return session.summary()
+
+    def close(self) -> None:
+        """Take the wizard away: its widgets, its thread, and what listens to it."""
+        self.wizard.close()
+
+    def __repr__(self) -> str:
+        return repr(self.wizard)
+
+
+def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
+    """A wizard, in place of the one that is open; plain words where there are no widgets.
+
+    Args:
+        desk: of the notebook.
+        stage: "family" or "family.technique" whose form is to be shown.
+        line: `%kd` line, `%%kd` cell or "@version" whose steps the pipeline begins with.
+
+    Raises:
+        KdError: there is no such technique, or the line can't be read.
+    """
+    if getattr(desk.shell, "kernel", None) is None:
+        return in_words(desk)
+    from kdkit.notebook.wizard.window import Wizard
+
+    close(desk.shell)
+    wizard = Wizard(desk)
+    begin(wizard, stage, line)
+    view = _open[desk.shell] = View(wizard)
+    return view
+
+
+def begin(wizard: Wizard, stage: str = "", line: str = "") -> None:
+    """Show a technique's form, or the steps of a line or a version.
+
+    Raises:
+        KdError: there is no such technique or version, or the line can't be read.
+    """
+    from kdkit.notebook.wizard.draft import Draft
+    from kdkit.plugins import manager
+
+    if line.startswith("@"):
+        session = wizard.desk.session
+        line = session.recipe(line).lines()
+    if line:
+        wizard.redraft(Draft.of(line))
+        wizard.open("Pipeline")
+        if len(wizard.draft.steps) == 1 and "\n" not in wizard.draft.steps[0]:
+            wizard.pane("Pipeline").edit(0)
+    if stage:
+        family, _, technique = stage.partition(".")
+        wizard.open("Pipeline")
+        if technique:
+            wizard.pane("Pipeline").choose(manager().stage(stage))
+        else:
+            wizard.pane("Pipeline").family.value = family
+
+
+def close(shell: Any) -> None:
+    """Close the wizard of a shell, if one is open."""
+    view = _open.pop(shell, None)
+    if view is not None:
+        view.close()
+
+
+def in_words(desk: Desk) -> Page:
+    """What a wizard would show, as text with the lines to write: for a terminal, or where ipywidgets are missing."""
+    from kdkit.notebook.help import techniques
+
+    where = desk.session.status() if desk.has_session else "There is no model yet."
+    lines = "%kd use net --train {train} --eval {val}\n%kd help FAMILY TECHNIQUE\n%kd FAMILY TECHNIQUE --dry-run\n%kd FAMILY TECHNIQUE\n%kd compare\n%kd save small/"
+    return Page("Here are no widgets, so the wizard is these lines.", where, techniques(), Source(lines))

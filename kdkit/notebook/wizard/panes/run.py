@@ -1,0 +1,138 @@
+"""Run: the pipeline at work, stage by stage, with what it tells, a way to stop it, and a way to go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from kdkit.contract import Stage, TrainStage
+from kdkit.errors import Cancelled
+from kdkit.lines import split, write_values
+from kdkit.notebook.grammar import unresolved
+from kdkit.notebook.progress import Bar, Clock
+from kdkit.notebook.wizard.draft import Draft
+from kdkit.notebook.wizard.judgement import judge
+from kdkit.notebook.wizard.pane import Pane, write
+from kdkit.versions import Version
+
+if TYPE_CHECKING:
+    from kdkit.context import Progress
+
+
+class RunPane(Pane):
+    """The draft as it runs."""
+
+    title = "Run"
+
+    def build(self) -> None:
+        self.start = self.button("Run", "run the pipeline; each stage that succeeds is a version", self._run, "primary")
+        self.cancel = self.button("Cancel", "stop within a second; the session stays as it was before the stage that runs", self._cancel, "danger")
+        self.resume = self.button("Resume", "go on behind the last step that was done", self._resume)
+        self.follow = self.button("Go on from the result", "begin the next pipeline with the version that was made", self._follow)
+        self.whole = widgets.FloatProgress(min=0, max=1, layout={"width": "16em"})
+        self.overall = widgets.Label()
+        self.bar, self.clock = Bar(place=None), Clock()
+        self.judged, self.report = widgets.HTML(), widgets.HTML()
+        self.rest: Draft | None = None
+        self.made: Version | None = None
+        buttons = widgets.HBox([self.start, self.cancel, self.resume, self.follow], layout={"flex_flow": "row wrap"})
+        self.box.children = [self.judged, buttons, widgets.HBox([self.whole, self.overall]), self.bar.box, self.report]
+        self._shape()
+
+    @property
+    def lines(self) -> str:
+        return self.rest.cell if self.rest is not None and not self.wizard.draft.steps else self.wizard.draft.cell
+
+    def refresh(self) -> None:
+        verdicts = judge(self.wizard.draft, self.wizard.desk)
+        wrong = [f"<li>step {number}: {verdict.html}</li>" for number, verdict in enumerate(verdicts, 1) if not verdict.fits]
+        steps = len(self.wizard.draft.steps)
+        told = f"{steps} step{'s' * (steps != 1)} to run" if steps else "There is no step yet: add one in <b>Pipeline</b>."
+        write(self.judged, f"<p>{told}</p>" + (f"<ul>{''.join(wrong)}</ul>" if wrong else ""))
+        self._shape()
+
+    def _shape(self) -> None:
+        busy, session = bool(self.wizard.worker.busy), self.wizard.session
+        self.start.disabled = busy or session is None or not self.wizard.draft.steps
+        self.cancel.disabled = not busy
+        self.resume.disabled = busy or self.rest is None
+        self.follow.disabled = busy or self.made is None
+
+    def busy(self, busy: bool) -> None:
+        self._shape()
+        self.cancel.disabled = not busy
+
+    # at work
+
+    def _run(self) -> None:
+        self._begin(self.wizard.draft)
+
+    def _begin(self, draft: Draft) -> None:
+        session = self.wizard.session
+        before = session.history.next if session is not None else 0
+        self.bar.begin()
+        self.whole.value, self.overall.value, self.report.value = 0, f"0 of {len(draft.steps)} stages", ""
+        self.clock = Clock()
+        if self.wizard.do("running the pipeline", draft.cell, self._observe, lambda made, error: self._end(draft, before, made, error)):
+            self.rest = self.made = None
+            self.cancel.focus()
+
+    def _observe(self, progress: Progress) -> None:
+        """Show how far it is; called from the thread in which it runs."""
+        self.bar.hear(progress)
+        text = self.clock.tell(progress)
+        if text:
+            self.bar.show(progress, text)
+            share = progress.done / progress.total if progress.total else 0.0
+            self.whole.value = (progress.part - 1 + min(share, 1.0)) / progress.parts
+            self.overall.value = f"stage {progress.part} of {progress.parts}"
+
+    def _cancel(self) -> None:
+        if self.wizard.session is not None and self.wizard.worker.busy:
+            self.wizard.say("cancelling ...")
+            self.wizard.session.cancel()
+
+    def _end(self, draft: Draft, before: int, made: Any, error: BaseException | None) -> None:
+        session = self.wizard.session
+        assert session is not None  # nothing runs without one
+        self.bar.end("done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed", failed=error is not None)
+        done = [version for version in session.versions if version.number >= before and not version.inserted]
+        self.made = done[-1] if done else None
+        self.overall.value = f"{len(done)} of {len(draft.steps)} stages done"
+        if error is None:
+            self.whole.value = 1
+        elif len(done) < len(draft.steps):
+            self.rest = _remaining(draft, done, getattr(error, "resumable", False))
+            self.report.value = f"<p>The session stands on {escape(session.head.name)}. Resume runs <code>{escape(self.rest.cell)}</code></p>"
+        if error is None and self.made is not None:
+            self.report.value = self.made._repr_html_()
+
+    def _resume(self) -> None:
+        if self.rest is not None:
+            self._begin(self.rest)
+
+    def _follow(self) -> None:
+        if self.made is not None:
+            made, self.made = self.made, None
+            self.wizard.redraft(Draft(start=made.name))
+            self.wizard.open("Pipeline")
+
+
+def _remaining(draft: Draft, done: list[Version], resumable: bool) -> Draft:
+    """What is left to do; the first stage goes on from its checkpoint, where it left one."""
+    steps = draft.steps[len(done) :]
+    if resumable:
+        steps = ("\n".join([_resumed(line) if not number else line for number, line in enumerate(steps[0].splitlines())]), *steps[1:])
+    return replace(draft, steps=steps, start=done[-1].name if done else draft.start)
+
+
+def _resumed(line: str) -> str:
+    made, values, _ = unresolved(split(line))
+    return " ".join([*made.id.split(".", 1), *write_values(made, values | ({"resume": True} if _trains(made) else {}))])
+
+
+def _trains(made: type[Stage]) -> bool:
+    return issubclass(made, TrainStage)
