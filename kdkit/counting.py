@@ -53,7 +53,7 @@ def parameters_by_name(model: nn.Module) -> dict[str, int]:
     >>> parameters_by_name(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     {'0.weight': 12, '0.bias': 4}
     """
-    packed = {_key(tensor): (name, tensor) for name, tensor in reversed(_packed(model))}
+    packed = {_key(tensor): (name, tensor) for name, tensor in reversed(packed_tensors(model))}
     counts = {name: _numbers(weight) for name, weight in model.named_parameters()}
     for name, tensor in reversed(packed.values()):
         counts[name] = counts.get(name, 0) + tensor.numel()
@@ -126,7 +126,7 @@ def _key(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.nbytes
 
 
-def _packed(model: nn.Module) -> list[tuple[str, Tensor]]:
+def packed_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """The weights and biases that quantized modules keep in their state and not among their parameters, by their names there."""
     if not any(type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) for module in model.modules()):
         return []
@@ -313,7 +313,7 @@ def _resident(watch: _Watch, model: nn.Module) -> int:
     own = _storages(_strided(model.parameters())) | _storages(_strided(model.buffers()))
     if own and not own.keys() & watch.found.keys():
         return sum(watch.found.values())
-    packed = {_key(tensor): tensor for _, tensor in _packed(model)}
+    packed = {_key(tensor): tensor for _, tensor in packed_tensors(model)}
     return sum((own | watch.found).values()) + sum(tensor.nbytes for tensor in packed.values())
 
 

@@ -187,7 +187,7 @@ def sensitivity(
             with _disturbed(weights, partial(disturb, axis=_channels(module))), backend.runner(copy) as call:
                 value, same = _judged(context.task, partial(told, name, call), undisturbed, held)
             change = value - before if value is not None and before is not None else None
-            cost = None if change is None else change if context.task.better == "lower" else -change
+            cost = None if change is None else change if context.task.better == "lower" else 0.0 - change
             found.append(Effect(name, type(module).__name__, sum(weight.numel() for weight in weights), value, change, cost, same))
     items = sum(batch.size for batch in held.batches())
     return Sensitivity(version, how, context.task.metric, before, items, tuple(sorted(found, key=_harm, reverse=True)), tuple(notes))

@@ -37,6 +37,7 @@ from kdkit.sensitivity import Sensitivity, sensitivity
 from kdkit.status import Status
 from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
+from kdkit.weights import Weights, weights
 
 if TYPE_CHECKING:
     from kdkit.backends import Backend
@@ -392,6 +393,21 @@ class Session:
             model, context = self.history.model_of(chosen), self._working("sensitivity", observe)
             looked = data.take(_whole("items", items, 1))
             return sensitivity(model, chosen.name, looked, context, self.backend_for(model), bits=bits, ratio=ratio, layers=layers)
+
+    def weights(self, before: Any = None, after: Any = None, layer: str = "") -> Weights:
+        """How the weights of two versions lie: of one layer, or of all; zeros, distinct values, extremes.
+
+        Args:
+            before: a version; the first when not said.
+            after: another one; the head when not said.
+            layer: name or pattern, see `kdkit.patterns.match`.
+
+        Raises:
+            KdError: neither version has such a layer, or weights that can be looked at.
+        """
+        first = self.versions[0] if before is None else self.version(before)
+        chosen = {version.number: version for version in (first, self.version(after))}.values()
+        return weights([(version.name, self.history.model_of(version)) for version in chosen], layer)
 
     @keeping_modes
     def agreement(self, student: Any = None, teacher: Any = "teacher", data: Any = "eval") -> Agreement:

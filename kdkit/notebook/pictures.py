@@ -56,3 +56,17 @@ class Sensitivity(Verb):
     def run(self, desk: Desk) -> Any:
         with desk.progress() as observe:
             return desk.session.sensitivity(self.version, bits=self.bits, ratio=self.ratio, layers=self.layers, items=self.items, observe=observe)
+
+
+class Weights(Verb):
+    """How the weights of two versions lie, before and after: of one layer, or of all; zeros, distinct values, extremes."""
+
+    places: ClassVar = ("before", "after")
+    sample: ClassVar = "%kd weights @base @slim --layer features.0"
+
+    before: str | None = param(None, "the first version when not said", refers="version")
+    after: str | None = param(None, "the head when not said", refers="version")
+    layer: str = param("", "name or pattern of a layer; all when not said", refers="layers")
+
+    def run(self, desk: Desk) -> Any:
+        return desk.session.weights(self.before, self.after, self.layer)

@@ -12,7 +12,7 @@ def two(cells):
     return cells
 
 
-@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2"])
+@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2", "weights"])
 def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
     history = two.session.history
     shown = two.give(f"%kd {line}")
@@ -43,3 +43,9 @@ def test_sensitivity_takes_layers_items_and_one_way_to_disturb(two):
     assert told.items == 8
     assert "0.5 of the weights are zeroed" in repr(told)
     assert "--bits" in two.fails("%kd sensitivity --bits 1").message
+
+
+def test_weights_takes_two_versions_and_a_layer(two):
+    told = two.give("%kd weights @base @slim --layer 0")
+    assert [(spread.version, spread.count) for spread in told.spreads] == [("@base", 128), ("@slim", 64)]
+    assert "'conv' fits no module" in two.fails("%kd weights --layer conv").message
