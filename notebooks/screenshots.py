@@ -1,0 +1,72 @@
+"""Pictures for the README: what cells of a notebook show in a real JupyterLab, on a light and on a dark page.
+
+    python -m notebooks.screenshots notebooks/wizard.ipynb pictures
+
+The notebook is run from top to bottom, and stays as it is on disk. A cell says in its metadata which pictures are to be taken of its output:
+
+    "pictures": [{"name": "wizard-model"},
+                 {"name": "wizard-run", "press": ["Run", "Start"], "until": "done"}]
+
+`press` names tabs and buttons of the output that are pressed first, in turn; `until` is a text that is waited for after that. A name gives the files
+`NAME-light.png` and `NAME-dark.png`, which the README shows to readers of either kind:
+
+    <picture>
+      <source media="(prefers-color-scheme: dark)" srcset="pictures/wizard-run-dark.png">
+      <img alt="what is to be seen there" src="pictures/wizard-run-light.png">
+    </picture>
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from notebooks.lab import PATIENCE, THEMES, Cell, Notebook, chromium, serve
+
+SIZE = {"width": 1000, "height": 1600}
+"""Of the page, in pixels of a screen; high enough that no output is cut off."""
+SCALE = 1.5
+"""Pixels of a picture for one of the screen's."""
+
+
+def photograph(source: Path, folder: Path) -> list[Path]:
+    """Run the notebook `source` and take its pictures into `folder`; give the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with serve(source.parent.resolve()) as lab, chromium() as browser:
+        notebook = Notebook(browser.new_page(viewport=SIZE, device_scale_factor=SCALE), lab)
+        notebook.open(source.name)
+        for hidden in ("left-area", "right-area"):
+            notebook.command(f"application:toggle-{hidden}") if notebook.page.locator(f"#jp-{hidden.split('-')[0]}-stack").is_visible() else None
+        for index, content in enumerate(nbformat.read(source, as_version=4).cells):
+            if content.cell_type != "code":
+                continue
+            cell = notebook.cell(index)
+            cell.select()
+            cell.start()
+            cell.wait()
+            for wanted in content.metadata.get("pictures", ()):
+                files += picture(cell, wanted, folder)
+    return files
+
+
+def picture(cell: Cell, wanted: dict[str, Any], folder: Path) -> list[Path]:
+    """Take one picture of a cell's output, in both themes."""
+    for name in wanted.get("press", ()):
+        cell.output.get_by_role("tab", name=name, exact=True).or_(cell.output.get_by_role("button", name=name, exact=True)).click()
+    if "until" in wanted:
+        cell.output.get_by_text(wanted["until"]).first.wait_for(timeout=1000 * PATIENCE)
+    files = []
+    for theme in THEMES:
+        cell.notebook.theme(theme)
+        files.append(folder / f"{wanted['name']}-{theme}.png")
+        cell.output.screenshot(path=files[-1], animations="disabled")
+    return files
+
+
+if __name__ == "__main__":
+    for file in photograph(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(file)

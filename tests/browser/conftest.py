@@ -1,0 +1,54 @@
+"""One JupyterLab and one Chromium for the tests of a file, and one notebook, whose kernel they share.
+
+Where there is no Chromium or no playwright the tests are skipped; where CI=true they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+CI = os.environ.get("CI") == "true"
+try:
+    from notebooks.lab import Notebook, chromium, executable, serve
+except ImportError:
+    if CI:
+        raise
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A server."""
+    with serve(tmp_path_factory.mktemp("lab")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser; torn down with the file, since playwright leaves an event loop running that others would trip over."""
+    if executable() is None:
+        why = "Chromium is not installed (Debian: apt-get install chromium)"
+        pytest.fail(why) if CI else pytest.skip(why)
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def notebook(browser, lab):
+    """An open notebook of one empty cell."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    notebook = Notebook(page, lab)
+    notebook.open(lab.write("test.ipynb", ""))
+    yield notebook
+    page.close()
+
+
+@pytest.fixture(autouse=True)
+def clean(notebook):
+    """No script of the page fails during a test, and nothing is asked for off this machine."""
+    notebook.errors.clear()
+    notebook.outside.clear()
+    yield
+    assert not notebook.errors
+    assert not notebook.outside
