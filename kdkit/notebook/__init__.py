@@ -5,6 +5,7 @@ Loading it imports next to nothing; verbs, pydantic and torch come with the firs
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def unload(shell: InteractiveShell) -> None:
     magics = _loaded.pop(shell, None)
     if magics is None:
         return
+    if "kdkit.notebook.wizard.opening" in sys.modules:
+        sys.modules["kdkit.notebook.wizard.opening"].close(shell)
     for table in shell.magics_manager.magics.values():
         table.pop("kd", None)
     shell.magics_manager.registry.pop(type(magics).__name__, None)

@@ -32,6 +32,17 @@ class Command:
     silent: bool = False
 
 
+def read(text: str, desk: Desk) -> Command:
+    """Read a line or a cell with its magic in front: `%kd undo`, or `%%kd small` with its body.
+
+    Raises:
+        KdError: it can't be read.
+    """
+    first, _, body = text.partition("\n")
+    magic, _, line = first.partition(" ")
+    return parse(line, body if magic == "%%kd" else None, desk)
+
+
 def parse(line: str, cell: str | None, desk: Desk) -> Command:
     """Read a line, or a cell with its first line.
 

@@ -51,14 +51,16 @@ def offers(desk: Desk, settings: type[Settings], name: str) -> list[str | Refere
     """
     from kdkit.lines import Reference, kind, refers
 
-    what, session = refers(settings, name), desk.held
+    what, session, bare = refers(settings, name), desk.held, kind(settings, name).base is object
     found: list[str | Reference] = [*settings.offers(name)]
-    if session is not None and what in ("version", "model"):
+    mine = [Reference(each) for each in fitting(desk.shell, what)]
+    if session is None:
+        return found + mine
+    if what in ("version", "model"):
         found += [version.name for version in reversed(session.versions) if version.model is not None]
-    if session is not None and kind(settings, name).base is not object:
+    if what == "figure":
+        found += dict.fromkeys(name for version in session.versions for name in version.report)
+    if not bare:
         found += [each for each in session.objects if _could_be(session.objects[each], what)]
-    if what == "family":
-        from kdkit.notebook.help import families
-
-        found += families()
-    return found + [Reference(each) for each in fitting(desk.shell, what)]
+    # where a verb takes the object itself it is the user's own that is meant
+    return [*mine, *found] if bare else [*found, *mine]

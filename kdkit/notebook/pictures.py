@@ -19,8 +19,8 @@ class Pareto(Verb):
     pane: ClassVar = "Compare"
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
-    quality: str = param("", "a figure; the task's own metric when not said")
-    cost: str = param("size", "a figure, such as latency, macs or energy")
+    quality: str = param("", "a figure; the task's own metric when not said", refers="figure")
+    cost: str = param("size", "a figure, such as latency, macs or energy", refers="figure")
 
     def run(self, desk: Desk) -> Any:
         return desk.session.pareto(*self.versions, quality=self.quality, cost=self.cost)

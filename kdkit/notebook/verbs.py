@@ -5,7 +5,7 @@ The parser, help, completion and `%kd?` read these declarations; a new subclass 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -115,6 +115,11 @@ class Given(Settings):
     batch_size: int | None = param(None, "for data that comes as one array", ge=1)
     others: Any = param(None, "any other object, under the name by which stages ask for it", refers="others")
 
+    @classmethod
+    def offers(cls, parameter: str) -> Iterable[str]:
+        hook = {"task": "kdkit_tasks", "measures": "kdkit_measures", "backend": "kdkit_backends"}.get(parameter)
+        return [record.name for _, record in manager().contributions(hook)] if hook else ()
+
     def said(self) -> dict[str, Any]:
         """What was given, by name."""
         said = {name: getattr(self, name) for name in Given.model_fields if name in self.model_fields_set}
@@ -204,7 +209,7 @@ class Compare(Verb):
     pane: ClassVar = "Compare"
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
-    by: str | None = param(None, "figure by which they are sorted, the best first")
+    by: str | None = param(None, "figure by which they are sorted, the best first", refers="figure")
     all: bool = param(False, "every figure that was measured, not only the headline ones")
 
     def run(self, desk: Desk) -> Any:

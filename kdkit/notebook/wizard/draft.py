@@ -25,6 +25,7 @@ class Draft:
         start: the version it begins with; the head where it is empty.
         label: of the version that comes of it.
         seed: None for the session's.
+        dry_run: only to be judged and foretold.
 
     >>> draft = Draft(("prune channels --ratio 0.5",), start="@base", label="slim")
     >>> draft.cell
@@ -39,13 +40,14 @@ class Draft:
     start: str = ""
     label: str = ""
     seed: int | None = None
+    dry_run: bool = False
 
     @property
     def cell(self) -> str:
         """The magics that run it; empty without a step."""
         if not self.steps:
             return ""
-        where = [*(["--on", self.start] if self.start else []), *(["--seed", str(self.seed)] if self.seed is not None else [])]
+        where = [*(["--on", self.start] if self.start else []), *(["--seed", str(self.seed)] if self.seed is not None else []), *(["--dry-run"] * self.dry_run)]
         if len(self.steps) == 1 and "\n" not in self.steps[0]:
             return " ".join(["%kd", self.steps[0], *where, *(["--as", self.label] if self.label else [])])
         return "\n".join([" ".join(["%%kd", *([self.label] if self.label else []), *where]), *(written(step) for step in self.steps)])
@@ -101,7 +103,7 @@ class Draft:
             KdError: it can't be read.
 
         >>> Draft.of("%kd prune channels --ratio 0.5 --as slim")
-        Draft(steps=('prune channels --ratio 0.5',), start='', label='slim', seed=None)
+        Draft(steps=('prune channels --ratio 0.5',), start='', label='slim', seed=None, dry_run=False)
         """
         text = text.strip()
         if text.startswith("%%kd"):

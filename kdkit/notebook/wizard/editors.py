@@ -66,7 +66,7 @@ class Words(Editor):
 
     def __init__(self, label: str, base: type, hint: str):
         self.base = base
-        self.widget = self.first = widgets.Text(description=label, tooltip=hint, placeholder="one or more, with spaces between", style=LABEL, layout={"width": WIDE})
+        self.widget = self.first = widgets.Text(description=label, tooltip=hint, placeholder="several: a b c", style=LABEL, layout={"width": WIDE})
 
     @property
     def value(self) -> tuple[Any, ...]:
@@ -87,14 +87,14 @@ class Words(Editor):
         return word
 
 
-OTHER = "something else"
+NOTHING, OTHER = "(not set)", "something else"
 
 
 class Named(Editor):
     """A name among those offered, or something else that is written: a name, or `{an expression}`."""
 
     def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool):
-        self.none = [("(none)", None)] if optional else []
+        self.none = [(NOTHING, None)] if optional else []
         self.first = widgets.Dropdown(description=label, options=[*self.none, *_named(names), (OTHER, OTHER)], tooltip=hint, style=LABEL, layout={"width": WIDE})
         self.text = widgets.Text(description=f"{label}, written", tooltip="a name, or {an expression}", style=LABEL, layout={"width": WIDE, "display": "none"})
         self.first.observe(self._shown, "value")
@@ -159,11 +159,11 @@ def write_word(value: Any) -> str:
 
 
 class Optional(Editor):
-    """A value that may be left out: a check box says whether it is said."""
+    """A value that may be left out: a check box says whether it is set."""
 
     def __init__(self, label: str, inner: Editor):
         self.inner = inner
-        self.first = widgets.Checkbox(description=f"say {label}", value=False, indent=False, layout={"width": "auto"})
+        self.first = widgets.Checkbox(description=f"set {label}", value=False, indent=False, layout={"width": "auto"})
         self.widget = widgets.HBox([inner.widget, self.first])
         # whoever writes a value means it
         self.inner.observe(self._written)
@@ -198,7 +198,7 @@ def editor(settings: type[Settings], name: str, label: str, hint: str, names: Se
         return Optional(label, Words(label, this.base, hint)) if this.optional else Words(label, this.base, hint)
     if this.choices or (this.base is bool and this.optional):
         choices = [(str(choice), choice) for choice in this.choices] or [("yes", True), ("no", False)]
-        options = [*([("(none)", None)] if this.optional else []), *choices]
+        options = [*([(NOTHING, None)] if this.optional else []), *choices]
         return Plain(widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE}))
     if refers(settings, name) not in ("", "path") or names:
         return Named(label, names, hint, this.optional or (this.base is object and not settings.model_fields[name].is_required()))

@@ -53,7 +53,7 @@ class Pane:
             except KdError as error:
                 self.wizard.say("", error)
 
-        made = widgets.Button(description=text, tooltip=hint, button_style=style, layout={"width": "auto"})
+        made = widgets.Button(description=text, tooltip=hint, button_style=style, layout={"width": "auto", "align_self": "flex-start"})
         made.on_click(press)
         return made
 

@@ -10,6 +10,8 @@ from kdkit.errors import KdError
 STYLE = """<style>
 .kdkit-wizard .lm-TabBar-tab { color: var(--jp-ui-font-color0, inherit) !important; }
 .kdkit-wizard pre { margin: 0; white-space: pre-wrap; }
+.kdkit-wizard .widget-html-content { line-height: 1.45; }
+.kdkit-wizard p, .kdkit-wizard ul { margin: 4px 0; }
 .kdkit-wizard table { border-collapse: collapse; }
 .kdkit-wizard th, .kdkit-wizard td { padding: 2px 8px; vertical-align: top; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 
 from kdkit.errors import Cancelled, KdError
 from kdkit.notebook.desk import Aside
-from kdkit.notebook.grammar import parse
+from kdkit.notebook.grammar import read
 from kdkit.notebook.wizard.draft import Draft
 from kdkit.notebook.wizard.pane import Pane, close, write
 from kdkit.notebook.wizard.snippets import KEYS, STYLE, code, problem, status
@@ -84,6 +84,11 @@ class Wizard:
         self.tabs.selected_index = self._index(title)
 
     @property
+    def busy(self) -> str:
+        """What is being done; empty while nothing is."""
+        return self.worker.busy
+
+    @property
     def current(self) -> Pane:
         """The pane in front."""
         return self.panes[self.tabs.selected_index or 0]
@@ -95,7 +100,7 @@ class Wizard:
         if not self._built[index]:
             self._built[index] = True
             self.panes[index].build()
-            self.panes[index].busy(bool(self.worker.busy))
+            self.panes[index].busy(bool(self.busy))
 
     def _opened(self, change: Any = None) -> None:
         self._build(self.tabs.selected_index or 0)
@@ -104,10 +109,12 @@ class Wizard:
 
     # what it shows
 
-    def redraft(self, draft: Draft) -> None:
-        """Take another draft in place of this one."""
+    def redraft(self, draft: Draft, said: str = "") -> None:
+        """Take another draft in place of this one, and say what was done."""
         self.draft = draft
-        self.refresh()
+        self.say(said)
+        self.show_lines()
+        self.current.refresh()
 
     def refresh(self) -> None:
         """Show the session and the draft as they stand, in the tab in front; the others do when they are opened."""
@@ -146,30 +153,27 @@ class Wizard:
 
         def done(made: Any, error: BaseException | None) -> None:
             took = f" after {time.monotonic() - began:.1f} s"
+            self._occupied()
             self.say(f"{what}: {'done' if error is None else 'cancelled' if isinstance(error, Cancelled) else 'failed'}{took}", error)
             then(made, error)
-            for pane, built in zip(self.panes, self._built, strict=True):
-                if built:
-                    pane.busy(False)
             self.refresh()
             for heard in self._listening:
                 heard()
 
         try:
-            if self.worker.busy:
-                raise KdError(f"{self.worker.busy} is not done yet", "wait for it, or cancel it first")
-            first, _, rest = lines.partition("\n")
-            magic, line = first.split(" ", 1) if " " in first else (first, "")
-            command = parse(line, rest if magic == "%%kd" else None, aside)
+            command = read(lines, aside)
             self.say(f"{what} ...")
-            for pane, built in zip(self.panes, self._built, strict=True):
-                if built:
-                    pane.busy(True)
             self.worker.start(what, lambda: command.verb.run(aside), done)
+            self._occupied()
         except KdError as error:
             self.say(f"{what}: not begun", error)
             return False
         return True
+
+    def _occupied(self) -> None:
+        for pane, built in zip(self.panes, self._built, strict=True):
+            if built:
+                pane.busy(bool(self.busy))
 
     def after_each(self, heard: Callable[[], None]) -> None:
         """Call `heard` after each thing that was done."""
@@ -177,7 +181,7 @@ class Wizard:
 
     def close(self) -> None:
         """Stop what runs, and take away every widget; nothing is left behind."""
-        if self.session is not None and self.worker.busy:
+        if self.session is not None and self.busy:
             self.session.cancel()
             self.worker.wait(30)
         self._listening.clear()

@@ -10,7 +10,10 @@ from kdkit.errors import KdError
 
 
 class Worker:
-    """Does one thing at a time in a thread of its own, which ends with it.
+    """Does one thing at a time, each in a thread that ends with it.
+
+    Attributes:
+        busy: what it is doing; empty while nothing.
 
     >>> worker, found = Worker(), []
     >>> worker.start("adding", lambda: 1 + 1, lambda value, error: found.append(value))
@@ -20,36 +23,35 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._what = ""
+        self.busy = ""
         self._starting = threading.Lock()
-
-    @property
-    def busy(self) -> str:
-        """What it is doing; empty when nothing."""
-        return self._what if self._thread is not None and self._thread.is_alive() else ""
+        self._threads: list[threading.Thread] = []
 
     def start(self, what: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        """Do `work` in a thread, and then call `done` with (what it gave, None) or (None, the error it raised).
+        """Do `work`, and when it is over call `done` with (what it gave, None) or (None, the error it raised).
 
         Raises:
             KdError: it is busy.
         """
         with self._starting:
-            if self.busy and self._thread is not threading.current_thread():
+            if self.busy:
                 raise KdError(f"{self.busy} is not done yet", "wait for it, or cancel it first")
-            self._what = what
-            self._thread = threading.Thread(target=self._do, args=(work, done), name="kdkit-wizard", daemon=True)
-            self._thread.start()
+            self.busy = what
+        self._threads = [each for each in self._threads if each.is_alive()]
+        self._threads.append(threading.Thread(target=self._do, args=(work, done), name="kdkit-wizard", daemon=True))
+        self._threads[-1].start()
 
     def _do(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        made, error = None, None
         try:
-            made, error = work(), None
+            made = work()
         except BaseException as raised:
-            made, error = None, raised
+            error = raised
+        self.busy = ""
         done(made, error)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until it is idle, or so many seconds have gone."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(seconds)
+        """Until all is over, or so many seconds have gone."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(seconds)

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from kdkit.errors import KdError
 from kdkit.notebook.desk import Aside
-from kdkit.notebook.grammar import parse
+from kdkit.notebook.grammar import read
 from kdkit.notebook.wizard.pane import write
 from kdkit.notebook.wizard.panes.verb_forms import VerbForms
 from kdkit.notebook.wizard.snippets import heading, problem
@@ -21,7 +21,7 @@ class ComparePane(VerbForms):
     """Tables and pictures of versions."""
 
     title = "Compare"
-    press = "Draw"
+    press, noun = "Draw", "picture"
     quick = frozenset({"compare", "pareto"})
     """Drawn before it is known how long they take: they look at figures alone."""
 
@@ -41,7 +41,7 @@ class ComparePane(VerbForms):
         word, began = self.choice.value, time.monotonic()
         try:
             aside = Aside(self.wizard.desk)
-            self.show(word, parse(self.lines.removeprefix("%kd "), None, aside).verb.run(aside))
+            self.show(word, read(self.lines, aside).verb.run(aside))
         except KdError as error:
             write(self.result, problem(error))
         self.took[word] = time.monotonic() - began

@@ -13,7 +13,7 @@ class ExportPane(VerbForms):
     """What can be written of a version."""
 
     title = "Export"
-    press = "Write"
+    press, noun = "Write", "as"
 
     def show(self, word: str, made: Any) -> None:
         if isinstance(made, Source):

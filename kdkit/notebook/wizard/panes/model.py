@@ -27,15 +27,14 @@ class ModelPane(Pane):
         self.about, self.layers = widgets.HTML(), widgets.HTML()
         self._shown: Any = None
         self.form = Form(Use, partial(offers, self.wizard.desk), fields=["model", "as_"])
-        self.form.on_change(self.wizard.show_lines)
+        self.line = widgets.HTML()
+        self.form.on_change(self._said)
         self.use = self.button("Use this model", "a new session begins with it; your variable is never changed", self._use, "primary")
-        self.box.children = [self.about, self.layers, widgets.HTML(heading("Choose a model of this notebook")), self.form.box, self.use]
+        self.box.children = [self.about, self.layers, widgets.HTML(heading("Choose a model of this notebook")), self.form.box, self.line, self.use]
 
     @property
     def lines(self) -> str:
-        if self.wizard.session is not None and not self._said():
-            return "%kd layers" if self.wizard.draft.start in ("", "@base") else f"%kd layers {self.wizard.draft.start}"
-        return self.using
+        return self.using if self.wizard.session is None else f"%kd layers {self.wizard.draft.start}".rstrip()
 
     @property
     def using(self) -> str:
@@ -43,8 +42,9 @@ class ModelPane(Pane):
         given = self.wizard.pane("Data and task").given()
         return " ".join([line_of(Use, self.form.values()), *given])
 
-    def _said(self) -> bool:
-        return self.wizard.session is None
+    def _said(self) -> None:
+        write(self.line, f"<code>{escape(self.using)}</code>" if self.wizard.session is not None else "")
+        self.wizard.show_lines()
 
     def _use(self) -> None:
         self.wizard.do("taking the model", self.using)

@@ -15,7 +15,7 @@ from kdkit.contract import Stage, describe
 from kdkit.errors import KdError
 from kdkit.lines import split
 from kdkit.notebook.desk import Aside
-from kdkit.notebook.grammar import parse, unresolved
+from kdkit.notebook.grammar import read, unresolved
 from kdkit.notebook.help import families
 from kdkit.notebook.namespace import offers
 from kdkit.notebook.verbs import Running
@@ -122,14 +122,13 @@ class PipelinePane(Pane):
     # the steps
 
     def _add(self) -> None:
-        self.wizard.redraft(self.wizard.draft.with_step(self.step()))
-        self.wizard.say(f"step {len(self.wizard.draft.steps)} was added: {self.step()}")
+        step = self.step()
+        self.wizard.redraft(self.wizard.draft.with_step(step), f"step {len(self.wizard.draft.steps) + 1} was added: {step}")
 
     def _change(self) -> None:
         at, self.editing = self.editing, None
         if at is not None:
-            self.wizard.redraft(self.wizard.draft.with_step(self.step(), at))
-            self.wizard.say(f"step {at + 1} was changed")
+            self.wizard.redraft(self.wizard.draft.with_step(self.step(), at), f"step {at + 1} was changed")
 
     def _leave(self) -> None:
         self.editing = None
@@ -149,8 +148,7 @@ class PipelinePane(Pane):
 
     def _operate(self, what: str, draft: Draft) -> None:
         self.editing = None
-        self.wizard.redraft(draft)
-        self.wizard.say(what)
+        self.wizard.redraft(draft, what)
 
     def _forget(self) -> None:
         self._operate("the pipeline has no steps", replace(self.wizard.draft, steps=()))
@@ -185,7 +183,7 @@ class PipelinePane(Pane):
         self.predict.disabled = not self.wizard.draft.steps or not all(verdict.fits for verdict in verdicts)
         if not self.wizard.draft.steps:
             write(self.forecast, "")
-        elif self._quick and not self.predict.disabled and not self.wizard.worker.busy:
+        elif self._quick and not self.predict.disabled and not self.wizard.busy:
             self._predict()
         else:
             write(self.forecast, "")
@@ -194,10 +192,8 @@ class PipelinePane(Pane):
         """Foretell what the draft would do, as `--dry-run` does."""
         began = time.monotonic()
         try:
-            first, _, rest = self.wizard.draft.cell.partition("\n")
-            magic, line = first.split(" ", 1)
             aside = Aside(self.wizard.desk)
-            plan = parse(f"{line} --dry-run", rest if magic == "%%kd" else None, aside).verb.run(aside)
+            plan = read(replace(self.wizard.draft, dry_run=True).cell, aside).verb.run(aside)
             write(self.forecast, plan._repr_html_())
         except KdError as error:
             write(self.forecast, problem(error))

@@ -55,7 +55,7 @@ class RunPane(Pane):
         self._shape()
 
     def _shape(self) -> None:
-        busy, session = bool(self.wizard.worker.busy), self.wizard.session
+        busy, session = bool(self.wizard.busy), self.wizard.session
         self.start.disabled = busy or session is None or not self.wizard.draft.steps
         self.cancel.disabled = not busy
         self.resume.disabled = busy or self.rest is None
@@ -63,12 +63,15 @@ class RunPane(Pane):
 
     def busy(self, busy: bool) -> None:
         self._shape()
-        self.cancel.disabled = not busy
 
     # at work
 
     def _run(self) -> None:
-        self._begin(self.wizard.draft)
+        """Run the draft, from the version that is the head now, also when it is run again."""
+        draft, session = self.wizard.draft, self.wizard.session
+        if session is not None and not draft.start:
+            self.wizard.redraft(draft := replace(draft, start=session.head.name))
+        self._begin(draft)
 
     def _begin(self, draft: Draft) -> None:
         session = self.wizard.session
@@ -91,7 +94,7 @@ class RunPane(Pane):
             self.overall.value = f"stage {progress.part} of {progress.parts}"
 
     def _cancel(self) -> None:
-        if self.wizard.session is not None and self.wizard.worker.busy:
+        if self.wizard.session is not None and self.wizard.busy:
             self.wizard.say("cancelling ...")
             self.wizard.session.cancel()
 

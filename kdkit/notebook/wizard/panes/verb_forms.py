@@ -23,16 +23,16 @@ QUICK_S = 0.3
 class VerbForms(Pane):
     """The verbs that declare to belong to this pane; whatever is new among them has its form for free."""
 
-    press = "Do it"
+    press, noun = "Do it", "verb"
 
     def build(self) -> None:
         self.verbs = {word: verb for word, verb in verbs().items() if verb.pane == self.title}
-        self.choice = widgets.Dropdown(description=self.title.lower(), options=list(self.verbs), style={"description_width": "13em"}, layout={"width": "30em"})
+        self.choice = widgets.Dropdown(description=self.noun, options=list(self.verbs), style={"description_width": "13em"}, layout={"width": "30em"})
         self.about, self.place, self.result = widgets.HTML(), widgets.VBox(), widgets.HTML()
         self.forms: dict[str, Form] = {}
         self.took: dict[str, float] = {}
         self.go = self.button(self.press, "carry out the line below", self.carry_out, "primary")
-        self.cancel = self.button(f"Stop {self.title.lower()}", "stop within a second", self._cancel, "danger")
+        self.cancel = self.button("Stop", "stop within a second", self._cancel, "danger")
         self.bar, self.clock = Bar(place=None), Clock()
         self.bar.box.layout.display = "none"
         self.choice.observe(self._chosen, "value")
@@ -100,20 +100,20 @@ class VerbForms(Pane):
             self.bar.show(progress, text)
 
     def _cancel(self) -> None:
-        if self.wizard.session is not None and self.wizard.worker.busy:
+        if self.wizard.session is not None and self.wizard.busy:
             self.wizard.session.cancel()
 
     def refresh(self) -> None:
         self.form.refresh()
         self._shape()
 
-    def _shape(self, busy: bool | None = None) -> None:
-        busy = bool(self.wizard.worker.busy) if busy is None else busy
+    def _shape(self) -> None:
+        busy = bool(self.wizard.busy)
         self.go.disabled = busy or self.wizard.session is None or self.form.problem is not None
         self.cancel.disabled = not busy
 
     def busy(self, busy: bool) -> None:
-        self._shape(busy)
+        self._shape()
 
     def unseen(self) -> Iterable[Any]:
         return [form.box for form in self.forms.values()]
