@@ -67,3 +67,17 @@ class Weights(Verb):
 
     def run(self, desk: Desk) -> Any:
         return desk.session.weights(self.before, self.after, self.layer)
+
+
+class Confusion(Verb):
+    """Which class a version takes for which: labels against decisions, as a map and class by class."""
+
+    places: ClassVar = ("version",)
+    sample: ClassVar = "%kd confusion @slim"
+
+    version: str | None = param(None, "the head when not said", refers="version")
+    data: str = param("eval", "data with labels", refers="data")
+
+    def run(self, desk: Desk) -> Any:
+        with desk.handed_over():
+            return desk.session.confusion(self.version, self.data)

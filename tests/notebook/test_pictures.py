@@ -12,7 +12,7 @@ def two(cells):
     return cells
 
 
-@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2", "weights"])
+@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2", "weights", "confusion"])
 def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
     history = two.session.history
     shown = two.give(f"%kd {line}")
@@ -49,3 +49,10 @@ def test_weights_takes_two_versions_and_a_layer(two):
     told = two.give("%kd weights @base @slim --layer 0")
     assert [(spread.version, spread.count) for spread in told.spreads] == [("@base", 128), ("@slim", 64)]
     assert "'conv' fits no module" in two.fails("%kd weights --layer conv").message
+
+
+def test_confusion_takes_any_data(two):
+    told = two.give("%kd confusion @base --data {loaders['a b']}")
+    assert told.count == 32
+    assert two.give("%kd confusion").accuracy == two.session.head["accuracy"]
+    assert "confusion needs data with labels, and the session has no 'none'" in two.fails("%kd confusion --data none").message
