@@ -36,6 +36,7 @@ from kdkit.plugins import manager
 from kdkit.seeding import seeded
 from kdkit.sensitivity import Sensitivity, sensitivity
 from kdkit.status import Status
+from kdkit.summary import Summary
 from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
 from kdkit.weights import Weights, weights
@@ -586,6 +587,18 @@ class Session:
     def status(self) -> Status:
         """Where the session stands: versions, figures, and what fits next."""
         return Status(self)
+
+    def summary(self, version: Any = None, *, quality: str = "", cost: str = "size") -> Summary:
+        """The session as something to keep: how it stands, how a version was made, all versions' figures and frontier, notes and pictures.
+
+        Args:
+            version: whose line is told; the head when not said.
+            quality, cost: figures of the frontier, see `pareto`.
+
+        Raises:
+            KdError: no version has such a figure.
+        """
+        return Summary.of(self, self.version(version), quality, cost)
 
     def __repr__(self) -> str:
         return repr(self.status())
