@@ -78,19 +78,7 @@ class Agreement:
 
     def grid(self) -> tuple[list[str], list[list[int]]]:
         """The most frequent classes by name, and how often the teacher chose one (row) and the student another (column)."""
-        often: Counter[int] = Counter()
-        for (one, two), count in self.pairs.items():
-            often[one] += count
-            often[two] += count
-        shown = sorted(sorted(often), key=lambda each: -often[each])[:SHOWN]
-        shown = sorted(shown)
-        place = {each: index for index, each in enumerate(shown)}
-        gathered = len(often) > len(shown)
-        size = len(shown) + gathered
-        cells = [[0] * size for _ in range(size)]
-        for (one, two), count in self.pairs.items():
-            cells[place.get(one, size - 1)][place.get(two, size - 1)] += count
-        return [*map(self.names, shown), *([f"{OTHERS} ({len(often) - len(shown)})"] if gathered else [])], cells
+        return gathered(self.pairs, self.names)
 
     @property
     def verdict(self) -> Table | None:
@@ -149,7 +137,7 @@ def agreement(task: Task, student: tuple[str, Call], teacher: tuple[str, Call], 
             if isinstance(task, Classification):
                 decided = [task.decision(task.prediction(output, batch)) for output in (one, two)]
                 _check(decided, made)
-                made.pairs.update(_counted(decided, task.mask(batch)))
+                made.pairs.update(counted(decided, task.mask(batch)))
                 made.right.update(_right(task, one, two, batch, decided[0]))
             else:
                 values.append(task.agreeing(two, one, batch).flatten().float().cpu())
@@ -157,6 +145,27 @@ def agreement(task: Task, student: tuple[str, Call], teacher: tuple[str, Call], 
     if not made.count:
         raise KdError(f"agreement: there is nothing to compare in {named}", "give data with at least one item that counts: --data {loader}")
     return made
+
+
+def gathered(pairs: Counter[tuple[int, int]], names: Callable[[int], str]) -> tuple[list[str], list[list[int]]]:
+    """The most frequent classes by name and the rest as one, and how often the one side said one (row) and the other another (column).
+
+    >>> gathered(Counter({(0, 0): 3, (0, 2): 1}), str)
+    (['0', '2'], [[3, 1], [0, 0]])
+    """
+    often: Counter[int] = Counter()
+    for (one, two), count in pairs.items():
+        often[one] += count
+        often[two] += count
+    shown = sorted(sorted(often), key=lambda each: -often[each])[:SHOWN]
+    shown = sorted(shown)
+    place = {each: index for index, each in enumerate(shown)}
+    gathered = len(often) > len(shown)
+    size = len(shown) + gathered
+    cells = [[0] * size for _ in range(size)]
+    for (one, two), count in pairs.items():
+        cells[place.get(one, size - 1)][place.get(two, size - 1)] += count
+    return [*map(names, shown), *([f"{OTHERS} ({len(often) - len(shown)})"] if gathered else [])], cells
 
 
 def class_names(task: Task, student: nn.Module, teacher: nn.Module, tokenizer: Any = None) -> Callable[[int], str]:
@@ -186,7 +195,12 @@ def _kept(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None or mask.shape != values.shape else values[mask.to(values.device)]
 
 
-def _counted(decided: Sequence[Tensor], mask: Tensor | None) -> Counter[tuple[int, int]]:
+def counted(decided: Sequence[Tensor], mask: Tensor | None) -> Counter[tuple[int, int]]:
+    """How often each pair of classes was said, where the mask counts.
+
+    >>> counted([torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0])], None)
+    Counter({(1, 0): 2, (0, 0): 1})
+    """
     both = torch.stack([_kept(each, mask).flatten().cpu() for each in decided], -1)
     pairs, counts = both.unique(dim=0, return_counts=True)
     return Counter({(int(one), int(two)): int(count) for (one, two), count in zip(pairs, counts, strict=True)})

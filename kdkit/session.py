@@ -17,6 +17,7 @@ from torch import nn
 
 from kdkit import store, tasks
 from kdkit.agreement import Agreement, agreement, class_names
+from kdkit.confusion import Confusion, confusion
 from kdkit.context import Context, Progress
 from kdkit.contract import Stage
 from kdkit.data import Data, adopt_data, try_call
@@ -35,6 +36,7 @@ from kdkit.plugins import manager
 from kdkit.seeding import seeded
 from kdkit.sensitivity import Sensitivity, sensitivity
 from kdkit.status import Status
+from kdkit.summary import Summary
 from kdkit.values import path_of
 from kdkit.versions import History, Listing, Version, checked
 from kdkit.weights import Weights, weights
@@ -383,9 +385,7 @@ class Session:
             KdError: there is no eval data, or the version has no float weights.
             Cancelled: `cancel` was called.
         """
-        data = self.objects.get("eval")
-        if data is None or self.task is None:
-            raise KdError("sensitivity needs data to ask the model about, and the session has no 'eval'", "%kd set --eval {loader}")
+        data = self._asked("eval", "sensitivity needs data to ask the model about")[1]
         layers = (layers,) if isinstance(layers, str) else layers
         with self._idle():
             self._cancelled.clear()
@@ -423,14 +423,36 @@ class Session:
         """
         chosen = self.version(student)
         name, model = self._teaching(teacher)
-        held = self.objects.get(data) if isinstance(data, str) else data
-        if held is None or self.task is None:
-            raise KdError(f"agreement needs data to ask both models about, and the session has no {data!r}", "%kd set --eval {loader}, or --data {loader}")
-        asked = adopt_data(held, batch_size=self.settings["batch_size"])
+        named, asked = self._asked(data, "agreement needs data to ask both models about")
         here = self.history.model_of(chosen)
         with self.backend_for(here).runner(here) as told, self.backend_for(model).runner(model) as taught:
-            named = data if isinstance(data, str) else "new data"
-            return agreement(self.task, (chosen.name, told), (name, taught), asked, named, class_names(self.task, here, model, self.objects.get("tokenizer")))
+            names = class_names(self.task, here, model, self.objects.get("tokenizer"))  # type: ignore[arg-type]
+            return agreement(self.task, (chosen.name, told), (name, taught), asked, named, names)  # type: ignore[arg-type]
+
+    @keeping_modes
+    def confusion(self, version: Any = None, data: Any = "eval") -> Confusion:
+        """Which class a version takes for which: labels against decisions.
+
+        Args:
+            version: the head when not said.
+            data: with labels: its name, or data in any form.
+
+        Raises:
+            KdError: there is no such data, it has no labels, or the task has no classes.
+        """
+        chosen = self.version(version)
+        named, asked = self._asked(data, "confusion needs data with labels")
+        model = self.history.model_of(chosen)
+        with self.backend_for(model).runner(model) as call:
+            names = class_names(self.task, model, self.original, self.objects.get("tokenizer"))  # type: ignore[arg-type]
+            return confusion(self.task, chosen.name, call, asked, named, names)  # type: ignore[arg-type]
+
+    def _asked(self, data: Any, need: str) -> tuple[str, Data]:
+        """Data by its name or in any form: how it is called, and the data."""
+        held = self.objects.get(data) if isinstance(data, str) else data
+        if held is None or self.task is None:
+            raise KdError(f"{need}, and the session has no {data!r}", "%kd set --eval {loader}, or --data {loader}")
+        return data if isinstance(data, str) else "new data", adopt_data(held, batch_size=self.settings["batch_size"])
 
     def _teaching(self, teacher: Any) -> tuple[str, nn.Module]:
         """A teacher by any name: how it is called, and the model."""
@@ -601,6 +623,18 @@ class Session:
     def status(self) -> Status:
         """Where the session stands: versions, figures, and what fits next."""
         return Status(self)
+
+    def summary(self, version: Any = None, *, quality: str = "", cost: str = "size") -> Summary:
+        """The session as something to keep: how it stands, how a version was made, all versions' figures and frontier, notes and pictures.
+
+        Args:
+            version: whose line is told; the head when not said.
+            quality, cost: figures of the frontier, see `pareto`.
+
+        Raises:
+            KdError: no version has such a figure.
+        """
+        return Summary.of(self, self.version(version), quality, cost)
 
     def __repr__(self) -> str:
         return repr(self.status())

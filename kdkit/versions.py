@@ -68,15 +68,15 @@ class Version:
         return self.report[figure].value
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.name}: {self.made_by}", *(f"  {note}" for note in self.notes), repr(self.report), *map(_said, self.exhibits)])
+        return "\n".join([f"{self.name}: {self.made_by}", *(f"  {note}" for note in self.notes), repr(self.report), *map(said, self.exhibits)])
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         head = f"<p><b>{escape(self.name)}</b> <code>{escape(self.made_by)}</code></p>"
-        return "".join([head, f"<ul>{notes}</ul>" if notes else "", self.report._repr_html_(), *map(_shown, self.exhibits)])
+        return "".join([head, f"<ul>{notes}</ul>" if notes else "", self.report._repr_html_(), *map(shown, self.exhibits)])
 
 
-def _said(exhibit: Any) -> str:
+def said(exhibit: Any) -> str:
     """An exhibit as text; one that fails says so, and hides nothing else."""
     try:
         return repr(exhibit)
@@ -84,12 +84,12 @@ def _said(exhibit: Any) -> str:
         return f"an exhibit, {type(exhibit).__name__}, could not be shown: {type(error).__name__}: {error}"
 
 
-def _shown(exhibit: Any) -> str:
+def shown(exhibit: Any) -> str:
     """An exhibit as HTML; its text where it has none."""
     try:
-        return str(exhibit._repr_html_()) if hasattr(exhibit, "_repr_html_") else f"<pre>{escape(_said(exhibit))}</pre>"
+        return str(exhibit._repr_html_()) if hasattr(exhibit, "_repr_html_") else f"<pre>{escape(said(exhibit))}</pre>"
     except Exception as error:
-        return f"<pre>{escape(_said(exhibit))}\n(as text, since its HTML failed: {escape(f'{type(error).__name__}: {error}')})</pre>"
+        return f"<pre>{escape(said(exhibit))}\n(as text, since its HTML failed: {escape(f'{type(error).__name__}: {error}')})</pre>"
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,8 @@ class Listing:
     @property
     def table(self) -> Table:
         """The figures side by side; beside each its ratio to those of `against`."""
-        shown = {name for version in self.versions for name, figure in version.report.items() if figure.headline} | {*self.also}
-        names = [name for name in self.figures if name in shown]
+        wanted = {name for version in self.versions for name, figure in version.report.items() if figure.headline} | {*self.also}
+        names = [name for name in self.figures if name in wanted]
         rows = [[self._name(version), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions]
         return Table(["version", "made by", *names], rows, self.caption)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdkit.contract import param
+from kdkit.notebook.page import Written
 from kdkit.notebook.verbs import Verb
 
 if TYPE_CHECKING:
@@ -70,3 +71,33 @@ class Weights(Verb):
 
     def run(self, desk: Desk) -> Any:
         return desk.session.weights(self.before, self.after, self.layer)
+
+
+class Confusion(Verb):
+    """Which class a version takes for which: labels against decisions, as a map and class by class."""
+
+    places: ClassVar = ("version",)
+    sample: ClassVar = "%kd confusion @slim"
+
+    version: str | None = param(None, "the head when not said", refers="version")
+    data: str = param("eval", "data with labels", refers="data")
+
+    def run(self, desk: Desk) -> Any:
+        with desk.handed_over():
+            return desk.session.confusion(self.version, self.data)
+
+
+class Report(Verb):
+    """The session as something to keep: figures, frontier, how a version was made, notes and pictures; here, or as a page in a file."""
+
+    places: ClassVar = ("path",)
+    sample: ClassVar = "%kd report slim.html --version @slim"
+
+    path: str | None = param(None, "an .html file that takes the page; it is shown here when not said", refers="path")
+    version: str | None = param(None, "whose line is told; the head when not said", refers="version")
+    quality: str = param("", "figure of the frontier; the task's own metric when not said")
+    cost: str = param("size", "figure of the frontier, such as latency, macs or energy")
+
+    def run(self, desk: Desk) -> Any:
+        summary = desk.session.summary(self.version, quality=self.quality, cost=self.cost)
+        return summary if self.path is None else Written(summary.save(self.path), f"the report on {desk.session.version(self.version).name} was written")

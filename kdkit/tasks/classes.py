@@ -71,8 +71,15 @@ class Classification(Task):
 
     def scores(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         logits, labels = self._fitted(output, batch)
-        right = labels.argmax(-1) if labels.is_floating_point() else labels
-        return {"accuracy": (logits.argmax(-1) == right).float(), "loss": cross_entropy(logits, labels)}
+        return {"accuracy": (logits.argmax(-1) == _classes(labels)).float(), "loss": cross_entropy(logits, labels)}
+
+    def truth(self, output: Any, batch: Batch) -> Tensor:
+        """The right class of each decision, (batch,) or (batch, tokens); -100 where there is none.
+
+        >>> Classification().truth(torch.zeros(2, 3), Batch((torch.zeros(2),), labels=torch.tensor([2, -100])))
+        tensor([   2, -100])
+        """
+        return _classes(self._fitted(output, batch)[1])
 
     def agreement(self, output: Any, other: Any, batch: Batch) -> Tensor:
         """1 where both choose the same class."""
@@ -95,6 +102,11 @@ class Classification(Task):
                 "give one class number an answer, or the probabilities of its classes",
             )
         return logits, labels
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """Class numbers, of probabilities the likeliest."""
+    return labels.argmax(-1) if labels.is_floating_point() else labels
 
 
 def _class_numbers(labels: Tensor, classes: int, name: str) -> Tensor:

@@ -12,7 +12,7 @@ def two(cells):
     return cells
 
 
-@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2", "weights"])
+@pytest.mark.parametrize("line", ["pareto", "layers", "sensitivity --bits 2", "weights", "confusion", "report"])
 def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
     history = two.session.history
     shown = two.give(f"%kd {line}")
@@ -49,3 +49,29 @@ def test_weights_takes_two_versions_and_a_layer(two):
     told = two.give("%kd weights @base @slim --layer 0")
     assert [(spread.version, spread.count) for spread in told.spreads] == [("@base", 128), ("@slim", 64)]
     assert "'conv' fits no module" in two.fails("%kd weights --layer conv").message
+
+
+def test_confusion_takes_any_data(two):
+    told = two.give("%kd confusion @base --data {loaders['a b']}")
+    assert told.count == 32
+    assert two.give("%kd confusion").accuracy == two.session.head["accuracy"]
+    assert "confusion needs data with labels, and the session has no 'none'" in two.fails("%kd confusion --data none").message
+
+
+def test_report_is_shown_or_written(two, tmp_path):
+    told = two.give("%kd report --version @base --cost parameters")
+    assert "accuracy against parameters" in repr(told)
+    written = two.give(f"%kd report '{tmp_path}/slim one.html'")
+    assert repr(written).startswith("the report on @slim was written to ")
+    assert (tmp_path / "slim one.html").read_text().startswith("<!doctype html>")
+    assert "is no name of an HTML file" in two.fails("%kd report slim.pdf").message
+    assert "can't be written" in two.fails(f"%kd report {tmp_path}/none/slim.html").message
+    assert "no version has a figure 'speed'" in two.fails("%kd report --cost speed").message
+
+
+def test_the_pictures_of_a_closed_notebook_stay_text_and_html(two):
+    kept = two.give("%kd report")
+    before = repr(kept), kept._repr_html_()
+    two.give("%kd drop @slim")
+    two.give("%kd tune finetune --steps 1")
+    assert (repr(kept), kept._repr_html_()) == before
