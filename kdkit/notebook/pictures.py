@@ -64,6 +64,7 @@ class Weights(Verb):
 
     places: ClassVar = ("before", "after")
     sample: ClassVar = "%kd weights @base @slim --layer features.0"
+    pane: ClassVar = "Compare"
 
     before: str | None = param(None, "the first version when not said", refers="version")
     after: str | None = param(None, "the head when not said", refers="version")
@@ -78,6 +79,7 @@ class Confusion(Verb):
 
     places: ClassVar = ("version",)
     sample: ClassVar = "%kd confusion @slim"
+    pane: ClassVar = "Compare"
 
     version: str | None = param(None, "the head when not said", refers="version")
     data: str = param("eval", "data with labels", refers="data")
@@ -92,11 +94,12 @@ class Report(Verb):
 
     places: ClassVar = ("path",)
     sample: ClassVar = "%kd report slim.html --version @slim"
+    pane: ClassVar = "Export"
 
     path: str | None = param(None, "an .html file that takes the page; it is shown here when not said", refers="path")
     version: str | None = param(None, "whose line is told; the head when not said", refers="version")
-    quality: str = param("", "figure of the frontier; the task's own metric when not said")
-    cost: str = param("size", "figure of the frontier, such as latency, macs or energy")
+    quality: str = param("", "figure of the frontier; the task's own metric when not said", refers="figure")
+    cost: str = param("size", "figure of the frontier, such as latency, macs or energy", refers="figure")
 
     def run(self, desk: Desk) -> Any:
         summary = desk.session.summary(self.version, quality=self.quality, cost=self.cost)

@@ -132,7 +132,7 @@ class Named(Editor):
 
 
 def _named(names: Sequence[str | Reference]) -> list[tuple[str, Any]]:
-    return [(name.source if isinstance(name, Reference) else name, name) for name in dict.fromkeys(names) if name != OTHER]
+    return [(name.source if isinstance(name, Reference) else name or NOTHING, name) for name in dict.fromkeys(names) if name != OTHER]
 
 
 def read_word(text: str) -> Any:

@@ -174,8 +174,9 @@ class Form:
         for heard in self._heard:
             heard()
 
-    def _layers(self, patterns: tuple[str, ...]) -> str:
-        model = self._model()
+    def _layers(self, said: str | tuple[str, ...]) -> str:
+        """The modules that patterns mean."""
+        model, patterns = self._model(), (said,) if isinstance(said, str) and said else said
         if not patterns or model is None:
             return ""
         try:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from kdkit.notebook.desk import Desk
     from kdkit.notebook.wizard.window import Wizard
 
+LIVES = "The form of %kd wizard lives while its kernel does: run the cell again to have it back. What was done with it stays, below."
+"""Said where the form is shown no more; JupyterLab itself has only "Error displaying widget: model not found"."""
+
 _open: dict[Any, View] = {}
 """The wizard of each shell; opening another closes it."""
 
@@ -28,8 +31,7 @@ class View:
         wizard.after_each(self._update)
 
     def _bundle(self) -> dict[str, Any]:
-        gone = "The form of <code>%kd wizard</code> lives only while its kernel does: run the cell again to have it back."
-        return {**self.wizard.box._repr_mimebundle_(), "text/plain": repr(self), "text/html": f"<p>{gone}</p>"}
+        return {**self.wizard.box._repr_mimebundle_(), "text/plain": repr(self), "text/html": f"<p>{escape(LIVES)}</p>"}
 
     def _ipython_display_(self) -> None:
         """The widget, and below it the report, which is kept up to date; not where outputs are compared."""
@@ -46,8 +48,8 @@ class View:
     def _told(self) -> Page:
         session = self.wizard.session
         if session is None:
-            return Page("Below the wizard stands what was done, also when the notebook is opened without a kernel. Nothing was done yet.")
-        return session.summary()
+            return Page(LIVES, "Nothing was done yet.")
+        return Page(LIVES, session.summary())
 
     def close(self) -> None:
         """Take the wizard away: its widgets, its thread, and what listens to it."""

@@ -191,6 +191,7 @@ class PipelinePane(Pane):
     def _predict(self) -> None:
         """Foretell what the draft would do, as `--dry-run` does."""
         began = time.monotonic()
+        write(self.forecast, "<p>predicting ...</p>")
         try:
             aside = Aside(self.wizard.desk)
             plan = read(replace(self.wizard.draft, dry_run=True).cell, aside).verb.run(aside)
