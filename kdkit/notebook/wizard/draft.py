@@ -112,6 +112,8 @@ class Draft:
         else:
             body = text.removeprefix("%kd ")
             words = split(body)
+            if not words:
+                raise KdError("there is no stage in it", "write one a line, such as prune channels --ratio 0.5")
             running = Running() if words[:1] == ["together:"] or "\n" in body else unresolved(words)[2]
         return cls(_steps(body), running.on or "", running.as_ or "", running.seed)
 

@@ -185,8 +185,8 @@ class Wizard:
             self.session.cancel()
             self.worker.wait(30)
         self._listening.clear()
-        for pane in self.panes:
-            for widget in pane.unseen():
+        for pane, built in zip(self.panes, self._built, strict=True):
+            for widget in pane.unseen() if built else ():
                 close(widget)
         close(self.box)
 

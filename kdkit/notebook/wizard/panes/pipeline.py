@@ -44,7 +44,7 @@ class PipelinePane(Pane):
         self.change = self.button("Change step", "put this stage in place of the step that is edited", self._change, "primary")
         self.leave = self.button("Leave it", "go on without changing the step", self._leave)
         self.running = Form(Running, partial(offers, self.wizard.desk), fields=["on", "as_", "seed"])
-        self.verdicts, self.forecast = widgets.HTML(), widgets.HTML()
+        self.forecast = widgets.HTML()
         self.predict = self.button("Predict", "foretell parameters, bytes and MACs; nothing is run", self._predict)
         self.forget = self.button("Remove all steps", "begin the pipeline anew", self._forget)
         self.rows: list[Row] = []
@@ -168,8 +168,8 @@ class PipelinePane(Pane):
             self.running.fill({name: value for name, value in said.items() if value is not None})
 
     def refresh(self) -> None:
-        self.running.refresh()
         self._follow()
+        self.running.refresh()
         if self.form is not None:
             self.form.refresh()
         verdicts = judge(self.wizard.draft, self.wizard.desk)

@@ -1,0 +1,217 @@
+"""Forms: every field of every stage as a control, and the same stage back from the line that the form shows."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar, Literal
+
+import ipywidgets as widgets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import nn
+
+from kdkit.contract import Settings, Stage, param
+from kdkit.hookspecs import hookimpl
+from kdkit.lines import Reference, kind, option, read_options, refers, split
+from kdkit.notebook.grammar import unresolved
+from kdkit.notebook.verbs import Verb, verbs
+from kdkit.notebook.wizard.editors import OTHER, Named, read_word, write_word
+from kdkit.notebook.wizard.form import Form, line_of
+from kdkit.plugins import manager
+
+TEXT = some.text(alphabet=some.one_of(some.sampled_from("'\"{}#$@;=- ,*"), some.characters(codec="utf-8", exclude_characters="\n\r\t")), max_size=10)
+NAME = some.one_of(TEXT.filter(bool), some.sampled_from(["teacher", "@base", "net"]), some.sampled_from(["big", "nets['a b']", "x + 1"]).map(Reference))
+
+
+class Sample(Stage):
+    """A field of every kind."""
+
+    id: ClassVar = "tune.sample"
+    rate: float = param(0.5, "a number", ge=0, lt=1, unit="%")
+    steps: int | None = param(None, "a whole number, perhaps", ge=1)
+    names: tuple[str, ...] = param((), "texts")
+    numbers: tuple[int, ...] = param((1, 2), "whole numbers")
+    mode: Literal["fast", "slow"] = param("fast", "a choice")
+    bits: Literal[4, 8] | None = param(None, "a choice, perhaps")
+    exact: bool = param(True, "a flag")
+    maybe: bool | None = param(None, "a flag with a third answer")
+    folder: str | None = param(None, "a text, perhaps", advanced=True)
+    layers: tuple[str, ...] = param((), "patterns", refers="layers")
+    teacher: str = param("teacher", "a model", refers="model")
+    held: str | None = param(None, "data, perhaps", refers="data")
+
+    def apply(self, model: Any, context: Any) -> None: ...
+
+
+STAGES = {**manager().stages(), "tune.sample": Sample}
+
+
+def values(made: type[Settings], name: str) -> some.SearchStrategy:
+    """What a field may hold; a name that is empty is none."""
+    this = kind(made, name)
+    if this.choices:
+        one: Any = some.sampled_from(this.choices)
+    elif refers(made, name) and this.base is str and not this.many and refers(made, name) != "path":
+        one = NAME
+    else:
+        one = {bool: some.booleans(), int: some.integers(), float: some.floats(allow_nan=False, allow_infinity=False), str: TEXT, object: NAME}[this.base]
+    many = some.lists(one, min_size=made.model_fields[name].is_required(), max_size=3).map(tuple) if this.many else one
+    return some.none() | many if this.optional else many
+
+
+# there and back
+
+
+@functools.cache
+def form_of(made: type[Settings]) -> Form:
+    """One form for all examples, as a form is filled again and again."""
+    return Form(made)
+
+
+@pytest.mark.parametrize("id", sorted(STAGES))
+@given(data=some.data())
+@settings(max_examples=8, deadline=None)
+def test_a_form_shows_any_values_of_any_stage_and_its_line_is_read_back_as_the_same(id, data):
+    made = STAGES[id]
+    said = {name: value for name in made.model_fields if (value := data.draw(values(made, name), label=name)) != made.model_fields[name].default}
+    form = form_of(made)
+    form.fill(said)
+    assert form.values() == said
+    assert read_options(made, split(" ".join(form.options())), id, lambda name, word: word) == said
+
+
+@pytest.mark.parametrize("word", sorted(verbs()))
+def test_every_verb_has_a_form_and_its_sample_is_read_back(word, cells):
+    verb: type[Verb] = verbs()[word]
+    words = split(verb.sample)[1:] if "%kd" in verb.sample.split()[0] else split(verb.sample.partition("%kd")[2])
+    said = read_options(verb, words[1:], word, lambda name, word: word, (), verb.places)
+    said = {name: value for name, value in said.items() if value != verb.model_fields[name].default}
+    form = Form(verb, fields=[name for name in verb.model_fields if refers(verb, name) != "others"], values=said)
+    assert form.values() == said
+    assert read_options(verb, split(line_of(verb, form.values()))[2:], word, lambda name, word: word, (), verb.places) == said
+
+
+@given(some.one_of(TEXT, NAME))
+def test_a_word_that_is_written_is_read_as_what_it_was(value):
+    assert read_word(write_word(value)) == value
+
+
+# what it shows
+
+
+def controls(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from controls(child)
+
+
+@pytest.mark.parametrize("id", sorted(STAGES))
+def test_every_control_of_every_stage_has_a_name_and_is_of_a_kind_that_keyboard_and_screen_reader_reach(id):
+    form = Form(STAGES[id])
+    form._more.value = True
+    reached = (widgets.Text, widgets.IntText, widgets.FloatText, widgets.Checkbox, widgets.Dropdown, widgets.ToggleButton, widgets.Button)
+    plain = (widgets.Box, widgets.HTML)
+    named = [each for each in controls(form.box) if isinstance(each, reached)]
+    assert all(isinstance(each, reached + plain) for each in controls(form.box))
+    assert all(each.description for each in named)
+    assert len({each.description for each in named}) == len(named)
+    assert form.problem is None or any(STAGES[id].model_fields[name].is_required() for name in STAGES[id].model_fields)
+
+
+def text_of(form):
+    return " ".join(each.value for each in controls(form.box) if isinstance(each, widgets.HTML))
+
+
+def test_help_bounds_and_units_stand_beside_the_controls():
+    form = Form(Sample)
+    assert "a number (≥ 0, &lt; 1)" in text_of(form)
+    assert form.control("rate").first.description == "rate (%)"
+    assert form.control("rate").first.tooltip == "a number (≥ 0, < 1)"
+
+
+def test_options_that_are_seldom_needed_are_made_when_they_are_asked_for():
+    form = Form(Sample)
+    assert not form._rare.children
+    form._more.value = True
+    assert form._rare.children
+    assert form.control("folder").value is None
+    assert Form(Sample, values={"folder": "here"})._more.value
+
+
+def test_a_value_out_of_bounds_stays_and_is_told_with_its_bound():
+    form, heard = Form(Sample), []
+    form.on_change(lambda: heard.append(form.problem))
+    form.control("rate").first.value = 7
+    assert form.values() == {"rate": 7}
+    assert "less than 1" in form.problem.message
+    assert "less than 1" in text_of(form)
+    form.control("rate").first.value = 0.25
+    assert form.problem is None
+    assert "less than 1" not in text_of(form)
+    assert [bool(each) for each in heard] == [True, False]
+
+
+def test_who_writes_a_value_that_may_be_left_out_means_it():
+    form = Form(Sample)
+    form.control("steps").inner.first.value = 3
+    assert form.values() == {"steps": 3}
+    form.control("steps").first.value = False
+    assert form.values() == {}
+
+
+def test_patterns_are_tried_on_the_model_as_they_are_written():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    form = Form(Sample, model=lambda: net)
+    form.control("layers").first.value = "0 2"
+    assert "2 modules: 0, 2" in text_of(form)
+    form.control("layers").first.value = "encoder"
+    assert "fits no module" in text_of(form)
+
+
+def test_names_are_offered_and_what_is_said_stays_when_other_names_are():
+    names = ["teacher", Reference("big")]
+    form = Form(Sample, offers=lambda made, name: names if name == "teacher" else ())
+    form.control("teacher").first.value = Reference("big")
+    assert form.options() == ["--teacher", "{big}"]
+    names[:] = ["teacher"]
+    form.refresh()
+    assert form.options() == ["--teacher", "{big}"]
+    assert form.control("teacher").first.value == OTHER
+
+
+def test_something_else_shows_a_field_for_it():
+    named = Named("teacher", ["a"], "a model", optional=False)
+    assert named.text.layout.display == "none"
+    named.first.value = OTHER
+    assert named.text.layout.display is None
+    named.text.value = "{nets['a']}"
+    assert named.value == Reference("nets['a']")
+
+
+def test_a_plugin_brings_a_control_of_its_own_and_one_that_fails_is_told_and_replaced():
+    class Own:
+        @hookimpl
+        def kdkit_widget(self, stage, name, value):
+            if name == "mode":
+                return widgets.ToggleButtons(options=["fast", "slow"], value=value)
+            if name == "exact":
+                raise ValueError("no such control")
+
+    manager().add(Own(), "test-own-control")
+    try:
+        with pytest.warns(UserWarning, match="kdkit_widget failed for tune sample --exact: ValueError: no such control"):
+            form = Form(Sample)
+    finally:
+        manager().unregister(name="test-own-control")
+    assert isinstance(form.control("mode").first, widgets.ToggleButtons)
+    form.control("mode").first.value = "slow"
+    assert form.options() == ["--mode", "slow"]
+    assert isinstance(form.control("exact").first, widgets.Checkbox)
+
+
+def test_a_line_of_the_form_is_a_stage():
+    form = Form(Sample, values={"teacher": Reference("big"), "names": ("a b", "c")})
+    line = " ".join(["tune", "finetune"])
+    assert unresolved(split(line))[0].id == "tune.finetune"
+    assert option("names") in form.options()
