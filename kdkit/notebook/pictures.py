@@ -19,8 +19,8 @@ class Pareto(Verb):
     sample: ClassVar = "%kd pareto @base @slim --cost latency"
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
-    quality: str = param("", "a figure; the task's own metric when not said")
-    cost: str = param("size", "a figure, such as latency, macs or energy")
+    quality: str = param("", "a figure; the task's own metric when not said", refers="figure")
+    cost: str = param("size", "a figure, such as latency, macs or energy", refers="figure")
 
     def run(self, desk: Desk) -> Any:
         return desk.session.pareto(*self.versions, quality=self.quality, cost=self.cost)
@@ -92,8 +92,8 @@ class Report(Verb):
 
     path: str | None = param(None, "an .html file that takes the page; it is shown here when not said", refers="path")
     version: str | None = param(None, "whose line is told; the head when not said", refers="version")
-    quality: str = param("", "figure of the frontier; the task's own metric when not said")
-    cost: str = param("size", "figure of the frontier, such as latency, macs or energy")
+    quality: str = param("", "figure of the frontier; the task's own metric when not said", refers="figure")
+    cost: str = param("size", "figure of the frontier, such as latency, macs or energy", refers="figure")
 
     def run(self, desk: Desk) -> Any:
         summary = desk.session.summary(self.version, quality=self.quality, cost=self.cost)

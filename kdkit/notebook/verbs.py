@@ -201,7 +201,7 @@ class Compare(Verb):
     sample: ClassVar = "%kd compare @base @slim --by size"
 
     versions: tuple[str, ...] = param((), "the versions", refers="version")
-    by: str | None = param(None, "figure by which they are sorted, the best first")
+    by: str | None = param(None, "figure by which they are sorted, the best first", refers="figure")
     all: bool = param(False, "every figure that was measured, not only the headline ones")
 
     def run(self, desk: Desk) -> Any:
