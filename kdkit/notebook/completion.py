@@ -193,6 +193,10 @@ class _Words:
         session = notebook.session(self.shell)
         if session is not None and what in ("version", "model"):
             yield from ((version.name, "version") for version in reversed(session.versions))
+        if session is not None and what == "figure":
+            yield from ((name, "figure") for name in session.compare().figures)
+        if session is not None and what == "layers" and session.head.model is not None:
+            yield from ((name, "layer") for name, _ in session.head.model.named_modules() if name)
         if what in ("model", "data", "function", "object"):
             if session is not None and not bare:
                 yield from ((name, "object") for name in session.objects)

@@ -75,3 +75,10 @@ def test_the_pictures_of_a_closed_notebook_stay_text_and_html(two):
     two.give("%kd drop @slim")
     two.give("%kd tune finetune --steps 1")
     assert (repr(kept), kept._repr_html_()) == before
+
+
+def test_figures_and_layers_are_completed(two):
+    assert two.complete("%kd pareto --cost par") == ["parameters"]
+    assert two.complete("%kd compare --by s") == ["size"]
+    assert {"0", "2"} <= set(two.complete("%kd layers --layers "))
+    assert two.complete("%kd weights --layer 2") == ["2"]
