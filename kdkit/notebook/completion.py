@@ -201,8 +201,6 @@ class _Words:
             if session is not None and not bare:
                 yield from ((name, "object") for name in session.objects)
             yield from ((name if bare else "{" + name + "}", "object") for name in sorted(variables(self.shell)))
-        if session is not None and what == "figure":
-            yield from ((name, "figure") for version in session.versions for name in version.report)
         if what in ("family", "topic"):
             yield from self._topics(what)
         if what == "plugin" and "torch" in sys.modules:

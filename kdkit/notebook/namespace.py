@@ -59,7 +59,7 @@ def offers(desk: Desk, settings: type[Settings], name: str) -> list[str | Refere
     if what in ("version", "model"):
         found += [version.name for version in reversed(session.versions) if version.model is not None]
     if what == "figure":
-        found += dict.fromkeys(name for version in session.versions for name in version.report)
+        found += session.compare().figures
     if what == "layers":
         model = session.history.model_of(session.head)
         found += ["", *(name for name, module in model.named_modules() if name and module._parameters)]
