@@ -37,7 +37,8 @@ def browser():
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
     """An open notebook of one empty cell."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    # as high as the longest output, so that nothing is out of view
+    page = browser.new_page(viewport={"width": 1200, "height": 2600})
     notebook = Notebook(page, lab)
     notebook.open(lab.write("test.ipynb", ""))
     yield notebook
