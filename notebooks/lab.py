@@ -82,6 +82,7 @@ def serve(folder: Path) -> Iterator[Lab]:
         environment = {**os.environ, **places, "IPYTHONDIR": f"{home}/ipython", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "KDKIT_STABLE": "0"}
         options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={folder}"]
         options += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly", "--LanguageServerManager.autodetect=False"]
+        options += [f"--FileCheckpoints.checkpoint_dir={home}/checkpoints"]
         log = Path(home, "log")
         with log.open("w") as file:
             server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder)
