@@ -154,6 +154,8 @@ class Notebook:
 
     def theme(self, name: str) -> None:
         """Make Lab "light" or "dark"."""
+        if self.page.locator(f"body[data-jp-theme-name='{THEMES[name]}']").count():
+            return
         self.command("apputils:change-theme", theme=THEMES[name])
         self.page.locator(f"body[data-jp-theme-name='{THEMES[name]}']").wait_for(state="attached")
         # it covers the page while styles load

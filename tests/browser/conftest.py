@@ -1,4 +1,4 @@
-"""One JupyterLab and one Chromium for the tests of a file, and one notebook, whose kernel they share.
+"""One JupyterLab and one Chromium for the tests of a file, and one page.
 
 Where there is no Chromium or no playwright the tests are skipped; where CI=true they fail instead.
 """
@@ -36,12 +36,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    """An open notebook of one empty cell."""
+    """A page for notebooks; the test opens one in it."""
     # as high as the longest output, so that nothing is out of view
     page = browser.new_page(viewport={"width": 1200, "height": 2600})
-    notebook = Notebook(page, lab)
-    notebook.open(lab.write("test.ipynb", ""))
-    yield notebook
+    yield Notebook(page, lab)
     page.close()
 
 
