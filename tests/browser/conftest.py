@@ -9,6 +9,9 @@ import os
 
 import pytest
 
+collect_ignore = ["axe.py"]
+"""No tests, and nothing to import where playwright is missing."""
+
 CI = os.environ.get("CI") == "true"
 try:
     from notebooks.lab import Notebook, chromium, executable, serve

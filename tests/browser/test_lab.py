@@ -7,7 +7,7 @@ from ast import literal_eval
 
 import pytest
 
-pytest.importorskip("playwright", reason="playwright is not installed (pip install -e '.[test]')")
+pytest.importorskip("axe_playwright_python", reason="playwright or axe-playwright-python is not installed (pip install -e '.[test]')")
 
 from playwright.sync_api import expect
 
