@@ -29,7 +29,7 @@ class KdError(Exception):
         return "\n".join([self.message, *(f"  hint: {hint}" for hint in self.hints)])
 
     def _render_traceback_(self) -> list[str]:
-        return [f"\x1b[31m{type(self).__name__}\x1b[0m: {self.message}", *(f"  hint: {hint}" for hint in self.hints)]
+        return [f"\x1b[1m{type(self).__name__}\x1b[0m: {self.message}", *(f"  hint: {hint}" for hint in self.hints)]
 
     def inside(self, title: str) -> KdError:
         """The same error, its message beginning with where it happened.

@@ -31,6 +31,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 PATIENCE = 120
 """Seconds after which something that should have come is taken not to come; a machine may be busy."""
+expect.set_options(timeout=1000 * PATIENCE)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -81,6 +82,7 @@ def serve(folder: Path) -> Iterator[Lab]:
         environment = {**os.environ, **places, "IPYTHONDIR": f"{home}/ipython", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "KDKIT_STABLE": "0"}
         options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={folder}"]
         options += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly", "--LanguageServerManager.autodetect=False"]
+        options += [f"--FileCheckpoints.checkpoint_dir={home}/checkpoints"]
         log = Path(home, "log")
         with log.open("w") as file:
             server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder)
@@ -152,8 +154,12 @@ class Notebook:
 
     def theme(self, name: str) -> None:
         """Make Lab "light" or "dark"."""
+        if self.page.locator(f"body[data-jp-theme-name='{THEMES[name]}']").count():
+            return
         self.command("apputils:change-theme", theme=THEMES[name])
         self.page.locator(f"body[data-jp-theme-name='{THEMES[name]}']").wait_for(state="attached")
+        # it covers the page while styles load
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def cell(self, index: int) -> Cell:
         """The cell at a place, from 0; below 0 from the end."""
@@ -184,9 +190,19 @@ class Notebook:
         return cell
 
     def run(self, source: str) -> Cell:
-        """Run a cell that is added at the end."""
+        """Run a cell that is added at the end; it must not fail."""
         cell = self.start(source)
         cell.wait()
+        if cell.error():
+            raise RuntimeError(f"{source}\n{cell.error()}")
+        return cell
+
+    def fail(self, source: str) -> Cell:
+        """Run a cell that is added at the end; it must fail."""
+        cell = self.start(source)
+        cell.wait()
+        if not cell.error():
+            raise RuntimeError(f"{source}\ndid not fail")
         return cell
 
     def ask(self, expression: str) -> str:
@@ -223,14 +239,38 @@ class Cell:
         # an Output widget has an output area of its own
         return self.box.locator(".jp-Cell-outputArea")
 
+    @property
+    def prompt(self) -> Locator:
+        """`[ ]:` before the cell has run, `[*]:` while it runs, then `[1]:`."""
+        return self.box.locator(".jp-InputArea-prompt")
+
     def select(self) -> None:
         """Make it the active cell, in command mode, the focus on it."""
-        self.box.locator(".jp-InputArea-prompt").click()
+        self.prompt.click()
+
+    def edit(self) -> None:
+        """Put the cursor into it."""
+        self.box.locator(".cm-content").click()
+
+    def interrupt(self) -> None:
+        """Interrupt the kernel with the keys for it."""
+        self.select()
+        self.notebook.press("i", "i")
 
     def start(self) -> None:
         """Run the active cell without waiting for it."""
         self.notebook.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
 
+    def error(self) -> str:
+        """The error that the cell ended with, empty where it did not."""
+        return self.notebook.page.evaluate(
+            """index => {
+                const outputs = jupyterapp.shell.currentWidget.content.widgets.at(index).model.outputs.toJSON();
+                return outputs.filter(output => output.output_type === 'error').map(output => `${output.ename}: ${output.evalue}`).join('\\n');
+            }""",
+            self.index,
+        )
+
     def wait(self) -> None:
         """Until it has run."""
-        expect(self.box.locator(".jp-InputArea-prompt")).to_have_text(re.compile(r"\[\d+\]:"), timeout=1000 * PATIENCE)
+        expect(self.prompt).to_have_text(re.compile(r"\[\d+\]:"))

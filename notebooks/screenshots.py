@@ -19,6 +19,7 @@ The notebook is run from top to bottom, and stays as it is on disk. A cell says 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +31,51 @@ SIZE = {"width": 1000, "height": 1600}
 """Of the page, in pixels of a screen; high enough that no output is cut off."""
 SCALE = 1.5
 """Pixels of a picture for one of the screen's."""
+STYLE = """
+.jp-OutputArea-prompt, .jp-OutputArea-promptOverlay { display: none !important; }
+.jp-Cell-outputArea { padding: 12px; }
+"""
+"""Of a picture: a margin in place of the cell's number."""
 
 
 def photograph(source: Path, folder: Path) -> list[Path]:
-    """Run the notebook `source` and take its pictures into `folder`; give the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    """Run the notebook `source` in a Lab of its own and take its pictures into `folder`; give the files."""
     with serve(source.parent.resolve()) as lab, chromium() as browser:
         notebook = Notebook(browser.new_page(viewport=SIZE, device_scale_factor=SCALE), lab)
-        notebook.open(source.name)
-        for hidden in ("left-area", "right-area"):
-            notebook.command(f"application:toggle-{hidden}") if notebook.page.locator(f"#jp-{hidden.split('-')[0]}-stack").is_visible() else None
-        for index, content in enumerate(nbformat.read(source, as_version=4).cells):
-            if content.cell_type != "code":
-                continue
-            cell = notebook.cell(index)
-            cell.select()
-            cell.start()
-            cell.wait()
-            for wanted in content.metadata.get("pictures", ()):
-                files += picture(cell, wanted, folder)
-    return files
+        return list(pictures(notebook, source.name, folder))
 
 
-def picture(cell: Cell, wanted: dict[str, Any], folder: Path) -> list[Path]:
+def pictures(notebook: Notebook, name: str, folder: Path) -> Iterator[Path]:
+    """The same of a notebook `name` of a running Lab."""
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook.open(name)
+    notebook.command("application:toggle-left-area")
+    for index, content in enumerate(nbformat.read(notebook.lab.folder / name, as_version=4).cells):
+        if content.cell_type != "code" or not content.source.strip():
+            continue
+        cell = notebook.cell(index)
+        cell.select()
+        cell.start()
+        cell.wait()
+        if cell.error() and "raises-exception" not in content.metadata.get("tags", ()):
+            raise RuntimeError(f"cell {index + 1} of {name} failed: {cell.error()}")
+        for wanted in content.metadata.get("pictures", ()):
+            yield from picture(cell, wanted, folder)
+
+
+def picture(cell: Cell, wanted: dict[str, Any], folder: Path) -> Iterator[Path]:
     """Take one picture of a cell's output, in both themes."""
     for name in wanted.get("press", ()):
         cell.output.get_by_role("tab", name=name, exact=True).or_(cell.output.get_by_role("button", name=name, exact=True)).click()
     if "until" in wanted:
         cell.output.get_by_text(wanted["until"]).first.wait_for(timeout=1000 * PATIENCE)
-    files = []
+    # what the mouse is over looks different
+    cell.notebook.page.mouse.move(0, 0)
     for theme in THEMES:
         cell.notebook.theme(theme)
-        files.append(folder / f"{wanted['name']}-{theme}.png")
-        cell.output.screenshot(path=files[-1], animations="disabled")
-    return files
+        file = folder / f"{wanted['name']}-{theme}.png"
+        cell.output.screenshot(path=file, animations="disabled", style=STYLE)
+        yield file
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Desk:
 
     def _stopped(self) -> list[str]:
         where = f"the session is whole and stands on {self.held.head.name}" if self.held else "there is no model yet"
-        return [f"\x1b[31mKeyboardInterrupt\x1b[0m: stopped; {where}", "  hint: %kd shows what there is"]
+        return [f"\x1b[1mKeyboardInterrupt\x1b[0m: stopped; {where}", "  hint: %kd shows what there is"]
 
     # objects
 

@@ -1,4 +1,4 @@
-"""One JupyterLab and one Chromium for the tests of a file, and one notebook, whose kernel they share.
+"""One JupyterLab and one Chromium for the tests of a file, and one page.
 
 Where there is no Chromium or no playwright the tests are skipped; where CI=true they fail instead.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 
 import pytest
+
+collect_ignore = ["axe.py"]
+"""No tests, and nothing to import where playwright is missing."""
 
 CI = os.environ.get("CI") == "true"
 try:
@@ -36,11 +39,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    """An open notebook of one empty cell."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
-    notebook = Notebook(page, lab)
-    notebook.open(lab.write("test.ipynb", ""))
-    yield notebook
+    """A page for notebooks; the test opens one in it."""
+    # as high as the longest output, so that nothing is out of view
+    page = browser.new_page(viewport={"width": 1200, "height": 2600})
+    yield Notebook(page, lab)
     page.close()
 
 
