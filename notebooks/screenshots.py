@@ -7,8 +7,8 @@ The notebook is run from top to bottom, and stays as it is on disk. A cell says 
     "pictures": [{"name": "wizard-model"},
                  {"name": "wizard-run", "press": ["Run", "Start"], "until": "done"}]
 
-`press` names tabs and buttons of the output that are pressed first, in turn; `until` is a text that is waited for after that. A name gives the files
-`NAME-light.png` and `NAME-dark.png`, which the README shows to readers of either kind:
+`press` names tabs and buttons of the output that are pressed first, in turn; `until` is a text that is waited for after that; `part` is the CSS selector of
+what is to be seen of the output, where that is not the whole. A name gives the files `NAME-light.png` and `NAME-dark.png`, which the README shows to readers of either kind:
 
     <picture>
       <source media="(prefers-color-scheme: dark)" srcset="pictures/wizard-run-dark.png">
@@ -74,7 +74,8 @@ def picture(cell: Cell, wanted: dict[str, Any], folder: Path) -> Iterator[Path]:
     for theme in THEMES:
         cell.notebook.theme(theme)
         file = folder / f"{wanted['name']}-{theme}.png"
-        cell.output.screenshot(path=file, animations="disabled", style=STYLE)
+        shown = cell.output.locator(wanted["part"]).first if "part" in wanted else cell.output
+        shown.screenshot(path=file, animations="disabled", style=STYLE)
         yield file
 
 

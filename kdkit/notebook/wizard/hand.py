@@ -74,7 +74,11 @@ class Hand:
         else:
             found.value = not found.value
         if wait:
-            self.wizard.worker.wait()
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is over."""
+        self.wizard.worker.wait()
 
     def _find(self, name: str, what: str, fits: Callable[[Any], bool]) -> Any:
         seen = {each.description: each for each in reversed([*_seen(self.wizard.current.box)]) if each.has_trait("description") and fits(each)}
