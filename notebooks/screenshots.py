@@ -27,7 +27,7 @@ import nbformat
 
 from notebooks.lab import PATIENCE, THEMES, Cell, Notebook, chromium, serve
 
-SIZE = {"width": 1000, "height": 1600}
+SIZE = {"width": 1000, "height": 2400}
 """Of the page, in pixels of a screen; high enough that no output is cut off."""
 SCALE = 1.5
 """Pixels of a picture for one of the screen's."""
