@@ -57,7 +57,7 @@ class Lesson(TrainPart):
 
     def open(self, model: nn.Module) -> None:
         if self.stage.control is not None:
-            self.context.note(f"{self.stage.title}: --control is trained only where a technique runs by itself; here the loop is shared, and nothing is compared")
+            self.context.note(f"{self.stage.title}: nothing is compared; the control of a group is asked for in its first line, and that is to be one of distill")
         for each in self.techniques:
             if reason := each.stage.unsuited(self.context.task):
                 raise KdError(f"{each.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")

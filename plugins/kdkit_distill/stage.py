@@ -132,6 +132,9 @@ class DistillStage(TrainStage):
     def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
         return self.teach(model, context) if self.control is None else compared(self, model, context)
 
+    def lead(self, model: nn.Module, context: Context, stages: list[TrainStage]) -> nn.Module:
+        return context.fit(model, stages) if self.control is None else compared(self, model, context, stages[1:])
+
     def part(self, model: nn.Module, context: Context) -> TrainPart:
         return Lesson(self, context)
 
