@@ -239,3 +239,21 @@ def test_numbers_are_averaged_where_answers_are_compared_as_they_are() -> None:
     stage = Ensemble(teachers=("a", "b"), combine="logits", divergence="mse", temperature=1.0, labels=False, epochs=200, learning_rate=0.02)
     made = fit(student, [stage], context)
     torch.testing.assert_close(made(x), (named["a"](x) + named["b"](x)) / 2, atol=0.05, rtol=0.05)
+
+
+def test_where_models_answer_with_probabilities_so_does_their_ensemble() -> None:
+    """Of logits the first class would be taken for likely: these are the logs of (.5, .5), (.6, .4) and not they."""
+
+    class Says(nn.Module):
+        def __init__(self, share: float):
+            super().__init__()
+            self.said = torch.tensor([share, 1 - share])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.said.expand(len(x), -1)
+
+    held = {"one": Says(0.5), "other": Says(0.7)}
+    source = Combined(["one", "other"], Context(Classification(probabilities=True), objects=held), "mean", 1.0)
+    source.open(torch.device("cpu"))
+    assert torch.allclose(source.model(torch.zeros(2, 1)), torch.tensor([0.6, 0.4]).expand(2, -1))
+    source.close()
