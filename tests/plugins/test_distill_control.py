@@ -14,8 +14,8 @@ from torch import nn
 
 import kdkit
 from kdkit.context import Context
-from kdkit.data import adopt_data
 from kdkit.curve import Curve
+from kdkit.data import adopt_data
 from kdkit.errors import Cancelled, KdError
 from kdkit.pipeline import Pipeline
 from kdkit.tasks import CausalLM, Classification

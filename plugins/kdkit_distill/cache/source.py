@@ -90,7 +90,8 @@ class Cached(Source):
                 spans = Spans.of(batch)
                 signal = self.source.signal(batch.to(device))
                 if signal.sick():
-                    raise KdError(f"the teacher answers with nan or infinity, to one of the items {items} to {items + batch.size - 1}", "evaluate it by itself first: %kd eval")
+                    where = f"to one of the items {items} to {items + batch.size - 1}"
+                    raise KdError(f"the teacher answers with nan or infinity, {where}", "evaluate it by itself first: %kd eval")
                 if self.top is not None and isinstance(signal.logits, Tensor):
                     signal = replace(signal, logits=top_k(signal.logits, *self.top))
                 writer.add(keys(batch, spans), spans, signal)
