@@ -22,7 +22,7 @@ from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.merge import Merge, Merged, at_home, off_home, own_set, read_sets, side_by_side
 from kdkit_tune.finetune import Finetune
 from tests import zoo
-from tests.plugins.lessons import cnn, digit_images, logits, weights
+from tests.plugins.lessons import cnn, digit_images, first_loss, logits, weights
 
 SETS, CLASSES = [(0, 1, 2), (2, 3)], 4
 """Two teachers who both know class 2."""
@@ -219,6 +219,29 @@ def test_one_set_after_another_is_the_default() -> None:
     assert torch.equal(weights(trained(run())), weights(Merge(teachers=("a", "b"), labels=False, classes="0 1 2|3 4").apply(net(5, 0), run())))
 
 
+def test_all_logits_side_by_side_do_not_ask_the_labels_either() -> None:
+    batch = run().data("train").example()
+    said = Merge(teachers=("a", "b"), objective="concat", labels=True).source(run()).signal(batch).dense
+    assert torch.isfinite(said).all()
+
+
+def test_own_set_is_the_divergence_within_the_set_and_the_whole_of_the_mass_beside_it() -> None:
+    x, y = points()
+    context, student = run(), net(5, 0)
+    student.dropout.p = 0.0
+    said, asked = student(x), torch.cat([context.objects[name].eval()(x).detach() for name in "ab"], 1)
+    low = (y < 3)[:, None] == (torch.arange(5) < 3)
+    own = said.masked_fill(~low, -torch.inf)
+    mass = (said.logsumexp(1) - own.logsumexp(1)).mean().item()
+    within = torch.where(
+        low, (asked.masked_fill(~low, -torch.inf) / 4).softmax(1) * ((asked.masked_fill(~low, -1e9) / 4).log_softmax(1) - (own / 4).log_softmax(1)), 0.0
+    ).sum(1)
+    found = first_loss(Merge(teachers=("a", "b"), objective="own-set", steps=1, batch_size=40), student, context)
+    assert found["mass"] == pytest.approx(mass, rel=1e-5)
+    assert found["own set"] == pytest.approx(16 * within.mean().item(), rel=1e-4)
+    assert found["loss"] == pytest.approx(0.1 * found["label"] + 0.9 * (found["mass"] + found["own set"]), rel=1e-5)
+
+
 def test_three_sets_of_different_sizes_stand_one_after_another() -> None:
     source = Merged(("a", "b", "c"), run(c=net(4, 3)), None, 1.0)
     source.signal(Batch((points()[0][:2],)))
@@ -272,6 +295,7 @@ def test_the_stage_names_its_teachers_and_its_origin() -> None:
         ({"objective": "concat", "origin": "origin"}, {"origin": [0] * 40}, "leave out --origin"),
         ({"origin": "origin"}, {}, "'origin'"),
         ({"origin": "origin"}, {"origin": [0, 1, 2] * 14}, "does not hold the number of a teacher"),
+        ({"origin": "origin"}, {"origin": [-2] * 40}, "does not hold the number of a teacher"),
         ({"origin": "origin"}, {"origin": [0.5] * 40}, "does not hold the number of a teacher"),
         ({"origin": "origin"}, {"origin": [0] * 7}, "--origin has 7 entries"),
     ],
@@ -333,7 +357,8 @@ def test_knowing_where_items_come_from_beats_all_logits_side_by_side(digits: dic
 def test_a_cache_is_refused_where_labels_tell_the_teacher() -> None:
     (problem,) = Merge(teachers=("a", "b"), cache="file").conflicts()
     assert "--origin" in problem
-    assert not list(Merge(teachers=("a", "b"), cache="file", origin="where").conflicts())
+    for told in ({"origin": "where"}, {"objective": "concat"}, {"labels": False}, {"sources": ("one", "other"), "classes": "u v|w"}):
+        assert not list(Merge(**{"teachers": ("a", "b"), "cache": "file", **told}).conflicts())
 
 
 # A data set a teacher ------------------------------------------------------------------------------------------------
