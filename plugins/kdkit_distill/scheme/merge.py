@@ -217,7 +217,8 @@ class Merge(SeveralTeachers):
     Loss per item, own = the classes of the teachers whose data it is from: gated: T² · KL(p ‖ softmax(z / T)) with p the own
     teacher's distribution, zero elsewhere; own-set: T² · KL within the own classes + -log of the student's mass on them;
     concat: KL to all logits side by side, for want of better where the origin is unknown. Classes that several teachers know
-    have one place, and their probabilities are averaged. The student's head has the classes of the union.
+    have one place, and their probabilities are averaged. The student's head has the classes of the union. Where each teacher has
+    a data set of its own, --sources names them; otherwise --origin, or the labels, tell whose an item is.
     """
 
     id: ClassVar[str] = "distill.merge"
@@ -288,7 +289,7 @@ class Merge(SeveralTeachers):
                 else "each item's teacher is told by its label"
                 if self.share < 1
                 else "which teacher's data an item is from is not known, so all logits stand side by side; "
-                "--origin {teacher_numbers} tells, and was worth 3 to 7 points of accuracy on digits"
+                "--origin {teacher_numbers}, or a data set a teacher in --sources, tells, and was worth 3 to 7 points of accuracy on digits"
             )
         return super().teach(model, context)
 
