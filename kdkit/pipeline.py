@@ -61,6 +61,8 @@ class Together(Stage):
                 f"together: {strangers[0]} does not train" if strangers else "together wants two stages or more",
                 "put stages that train, such as distill soft and tune finetune, in one group",
             )
+        if apart := next((stage for stage in self.stages if not stage.shares_loop), None):
+            raise KdError(f"together: {apart.title} runs trainings of its own, one after another, and a group is one", "run it by itself, before or after the group")
 
     requires = _united("requires")
     forbids = _united("forbids")
@@ -81,8 +83,8 @@ class Together(Stage):
         for stage in self.stages:
             yield from stage.check(model, context)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        return context.fit(model, list(self.stages))
+    def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
+        return self.stages[0].lead(model, context, list(self.stages))
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """Each stage's in turn: adapters and students come into the loop in that order too."""
