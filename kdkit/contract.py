@@ -390,6 +390,8 @@ class TrainStage(Stage):
 
     needs: ClassVar[Needs] = Needs(train=True)
     requires: ClassVar[Iterable[str]] = frozenset({Trait.TRAINABLE})
+    shares_loop: ClassVar[bool] = True
+    """Whether it may stand in a `together` group; False where `apply` is more than one fit, of which a group would leave out the rest."""
 
     def conflicts(self) -> Iterator[str]:
         """Loop options that don't go together, a line each."""
@@ -412,6 +414,10 @@ class TrainStage(Stage):
     def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
         """Train `model` in the kit's loop."""
         return context.fit(model, [self])
+
+    def lead(self, model: nn.Module, context: Context, stages: list[TrainStage]) -> nn.Module | None:
+        """Train a `together` group, of which this stage is the first, in one loop."""
+        return context.fit(model, stages)
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """Training changes no structure."""

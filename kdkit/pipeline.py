@@ -61,6 +61,8 @@ class Together(Stage):
                 f"together: {strangers[0]} does not train" if strangers else "together wants two stages or more",
                 "put stages that train, such as distill soft and tune finetune, in one group",
             )
+        if apart := next((stage for stage in self.stages if not stage.shares_loop), None):
+            raise KdError(f"together: {apart.title} runs trainings of its own, one after another, and a group is one", "run it by itself, before or after the group")
 
     requires = _united("requires")
     forbids = _united("forbids")
@@ -81,8 +83,8 @@ class Together(Stage):
         for stage in self.stages:
             yield from stage.check(model, context)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        return context.fit(model, list(self.stages))
+    def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
+        return self.stages[0].lead(model, context, list(self.stages))
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """Each stage's in turn: adapters and students come into the loop in that order too."""
@@ -141,22 +143,11 @@ class Pipeline:
         Raises:
             KdError: a line that can't be read; the message names its number.
         """
-        blocks: list[Stage | list[Stage]] = []
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if split(line)]
-        for number, line in lines:
-            try:
-                group = blocks[-1] if blocks else None
-                if split(line) == ["together:"]:
-                    blocks.append([])
-                elif isinstance(group, list) and line[:1].isspace():
-                    group.append(read(line))
-                else:
-                    blocks.append(read(line))
-            except KdError as error:
-                if len(lines) == 1:
-                    raise
-                raise KdError(f"line {number}: {error.message}", *error.hints) from error
-        stages = [Together(stages=tuple(block)) if isinstance(block, list) else block for block in blocks]
+        stages: list[Stage] = []
+        alone = len(text.strip().splitlines()) == 1
+        for block in blocks(text):
+            made = [_at_line(number, line, read, alone) for number, line in block.lines]
+            stages += [Together(stages=tuple(made))] if block.together else made
         return cls(tuple(stages), name)
 
     def lines(self) -> str:
@@ -243,6 +234,47 @@ class Pipeline:
 
     def __str__(self) -> str:
         return self.lines()
+
+
+@dataclass
+class Block:
+    """Lines of a pipeline's text that belong together, each with its number: one stage's, or those of a `together:` group."""
+
+    together: bool
+    lines: list[tuple[int, str]]
+
+
+def blocks(text: str) -> list[Block]:
+    """The text of a pipeline, cut where its steps begin; blank lines and comments are left out.
+
+    >>> [(block.together, len(block.lines)) for block in blocks("prune channels  # first\\ntogether:\\n  distill soft\\n  tune finetune")]
+    [(False, 1), (True, 2)]
+
+    Raises:
+        KdError: a quote or a brace is not closed.
+    """
+    found: list[Block] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            words = split(line)
+        except KdError as error:
+            raise KdError(f"line {number}: {error.message}", *error.hints) from error
+        if words == ["together:"]:
+            found.append(Block(True, []))
+        elif words and found and found[-1].together and line[:1].isspace():
+            found[-1].lines.append((number, line))
+        elif words:
+            found.append(Block(False, [(number, line)]))
+    return found
+
+
+def _at_line(number: int, line: str, read: Callable[[str], Stage], alone: bool) -> Stage:
+    try:
+        return read(line)
+    except KdError as error:
+        if alone:
+            raise
+        raise KdError(f"line {number}: {error.message}", *error.hints) from error
 
 
 def read_stage(words: Sequence[Any]) -> Stage:

@@ -41,8 +41,18 @@ def try_call(model: nn.Module, batch: Batch) -> Any:
     except KdError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        raise KdError(f"{name} fails on the first items: {what}", f"the batch gives {some}", *_remedies(model, some)) from error
+        raise failure(f"{name} fails on the first items", model, some, error) from error
+
+
+def failure(what: str, model: nn.Module, batch: Batch, error: Exception) -> KdError:
+    """The error for a person, of an error that a model raised for a batch; `what` failed begins the message.
+
+    >>> print(failure("Linear fails", nn.Linear(3, 1), Batch((torch.zeros(2, 4),)), ValueError("4 is not 3")))
+    Linear fails: ValueError: 4 is not 3
+      hint: the batch gives float32 (2, 4); no labels
+    """
+    told = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return KdError(f"{what}: {type(error).__name__}: {told}", f"the batch gives {batch}", *_remedies(model, batch))
 
 
 def _short(signature: inspect.Signature) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -178,6 +178,53 @@ class Items(Data):
         return Items(some, f"the first {items} of {self.why}", self.batch_size, self._collate, self._loading, self._drop_last)
 
 
+class Joined(Data):
+    """Several sets as one, whose batches hold items of all of them when shuffled; numbered through, in the order of the sets.
+
+    Args:
+        parts: sets whose items can be had by number.
+        change: (number of a part, what a batch holds of it) -> the same with other labels, or without.
+
+    Raises:
+        KdError: a part is a stream.
+
+    >>> parts = [Items([(torch.zeros(2), label) for label in labels], "items", batch_size=3) for labels in ([0, 1], [2, 3])]
+    >>> [batch.labels.tolist() for batch in Joined(parts).batches()]
+    [[0, 1, 2], [3]]
+    """
+
+    def __init__(self, parts: Sequence[Data], change: Callable[[int, Batch], Batch] = lambda part, batch: batch):
+        stream = next((part for part in parts if not isinstance(part, Items)), None)
+        if stream is not None:
+            raise KdError(f"{stream.why} can't be joined with other data", "give a data set or arrays instead of a stream: items that can be had by number")
+        self._parts = [part for part in parts if isinstance(part, Items)]
+        self._begins = [sum(len(part._dataset) for part in self._parts[:number]) for number in range(len(parts) + 1)]
+        self._change, self.batch_size = change, self._parts[0].batch_size
+        super().__init__(lambda: self._loaded(list(range(self._begins[-1])), self.batch_size), " and ".join(part.why for part in parts), self._begins[-1])
+
+    def _loaded(self, numbers: list[int], size: int) -> Iterator[Batch]:
+        return (self._batch(torch.tensor(numbers[start : start + size])) for start in range(0, len(numbers), size))
+
+    def _batch(self, numbers: torch.Tensor) -> Batch:
+        whole: Batch | None = None
+        owner = torch.bucketize(numbers, torch.tensor(self._begins[1:]), right=True)
+        for number in owner.unique().tolist():
+            part, mine = self._parts[number], numbers[owner == number]
+            loader = part._loader((mine - self._begins[number]).tolist(), len(mine), 0)
+            batch = self._change(number, _numbered(as_batch(next(iter(loader))), mine.tolist()))
+            whole = batch if whole is None else _joined(whole, batch, "their inputs must have the same names, shapes and types, and all of them labels or none")
+        assert whole is not None  # a batch has items
+        # in the order that was asked for
+        return whole[owner.argsort(stable=True).argsort()]
+
+    def _pass(self, shuffle: bool, seed: int, batch_size: int | None) -> Iterator[Batch]:
+        numbers, size = order(self._begins[-1], shuffle, seed), batch_size or self.batch_size
+        return self._loaded(numbers, size) if shuffle else own_randomness(lambda: self._loaded(numbers, size), seed)
+
+    def length(self, batch_size: int | None = None) -> int | None:
+        return -(-self._begins[-1] // (batch_size or self.batch_size))
+
+
 class Rows:
     """The items of one big batch in memory, had by number."""
 
@@ -272,7 +319,7 @@ def rebatched(batches: Iterable[Batch], size: int | None) -> Iterator[Batch]:
         yield rest
 
 
-def _joined(one: Batch, other: Batch) -> Batch:
+def _joined(one: Batch, other: Batch, remedy: str = "leave --batch-size out, or pad the batches to one length") -> Batch:
     def cat(first: Any, second: Any) -> Any:
         if isinstance(first, tuple):
             return tuple(cat(*pair) for pair in zip(first, second, strict=True))
@@ -282,4 +329,4 @@ def _joined(one: Batch, other: Batch) -> Batch:
     try:
         return Batch(cat(one.args, other.args), {key: cat(item, other.kwargs[key]) for key, item in one.kwargs.items()}, cat(one.labels, other.labels), numbers)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise KdError(f"batches of ({one}) and ({other}) can't be joined to another batch size", "leave --batch-size out, or pad the batches to one length") from error
+        raise KdError(f"batches of ({one}) and ({other}) can't be joined", remedy) from error

@@ -163,6 +163,8 @@ class _Loop:
         self.wants_two = self.batch_norm or self.relational
         if relational and self.options.accumulate > 1:
             raise KdError(f"{relational[0]} compares the items of a batch, so batches can't be accumulated", "leave out --accumulate, and make --batch-size what fits")
+        if relational and (self.options.batch_size or self.data.example().size) == 1:
+            raise KdError(f"{relational[0]}: a batch of one item has nothing to compare it with", "use a larger --batch-size")
         self.epoch = self.step = 0
         self.left_out = False
         # other processes' gradients are not at hand, and a resumed training told it when it began

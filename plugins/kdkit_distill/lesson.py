@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdkit.counting import device_of
 from kdkit.data import Batch
 from kdkit.errors import KdError
+from kdkit.models import Served
 from kdkit.training import Step, Term, TrainPart
 from kdkit_distill.cache.source import Cached
 from kdkit_distill.heads import same_classes
@@ -46,7 +47,7 @@ class Lesson(TrainPart):
         self.capture = Capture()
         self.held = contextlib.ExitStack()
         self.told = False
-        self.nan: Tensor | None = None
+        self.sick: Tensor | None = None
         self.owners: dict[str, DistillStage] = {}
 
     def _top(self) -> tuple[int, float] | None:
@@ -57,7 +58,7 @@ class Lesson(TrainPart):
 
     def open(self, model: nn.Module) -> None:
         if self.stage.control is not None:
-            self.context.note(f"{self.stage.title}: --control is trained only where a technique runs by itself; here the loop is shared, and nothing is compared")
+            self.context.note(f"{self.stage.title}: nothing is compared; the control of a group is asked for in its first line, and that is to be one of distill")
         for each in self.techniques:
             if reason := each.stage.unsuited(self.context.task):
                 raise KdError(f"{each.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")
@@ -65,6 +66,12 @@ class Lesson(TrainPart):
             return
         self.held.callback(self.source.close)
         for each in self.techniques:
+            if each.stage.looks_inside() and isinstance(self.source.model, Served):
+                raise KdError(
+                    f"{each.stage.title} compares layers, and the teacher {self.stage.teacher} is a function, of which only the answers are seen",
+                    "pass it as a model: %kd set --teacher {model}",
+                    "or take a technique that compares answers: distill soft",
+                )
             each.pairs = each.stage.pairs(model, self.source.model, self.context)
         named = [pair for each in self.techniques for pair in each.pairs]
         device = device_of(model)
@@ -76,8 +83,8 @@ class Lesson(TrainPart):
         """Look at one batch before training: do both say the same kind of thing, and what shapes have their features?"""
         batch = self.context.data(self.stage.data).example().to(device)
         teacher = self.source.signal(batch)
-        if teacher.nan():
-            raise KdError("the teacher answers with nan", "evaluate it by itself first: %kd eval; is its input scaled as in its training?")
+        if teacher.sick():
+            raise KdError("the teacher answers with nan or infinity", "evaluate it by itself first: %kd eval; is its input scaled as in its training?")
         student, output = probed(model, layers, batch)
         said = Signal(self.context.task.prediction(output, batch), student, output)
         if any(each.stage.compares_logits for each in self.techniques):
@@ -122,8 +129,8 @@ class Lesson(TrainPart):
         """What student and teacher say of a batch."""
         student = Signal(step.task.prediction(step.output, step.batch), self.capture.take(), step.output)
         teacher = self.source.signal(step.batch)
-        sick = teacher.nan()
-        self.nan = sick if self.nan is None else self.nan | sick
+        sick = teacher.sick()
+        self.sick = sick if self.sick is None else self.sick | sick
         if any(each.stage.compares_logits for each in self.techniques):
             student, teacher = self._fitted(student, teacher)
         return student, teacher
@@ -138,8 +145,8 @@ class Lesson(TrainPart):
         return found
 
     def diagnose(self) -> Iterator[str]:
-        if self.nan is not None and bool(self.nan):
-            yield "the teacher answered with nan for some batch; evaluate it by itself on this data first"
+        if self.sick is not None and bool(self.sick):
+            yield "the teacher answered with nan or infinity for some batch; evaluate it by itself on this data first"
 
     def _fitted(self, student: Signal, teacher: Signal) -> tuple[Signal, Signal]:
         """Both in the same classes; that padding was cut off is noted once."""

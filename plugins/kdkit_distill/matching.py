@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdkit.data import Batch
 from kdkit.errors import KdError, did_you_mean
 from kdkit.models import evaluating
-from kdkit_distill.outline import Layer, first_tensor, penultimate, stages
+from kdkit_distill.outline import Layer, answered, first_tensor, penultimate, stages
 from kdkit_distill.signals import Pair
 
 __all__ = ["Capture", "feature_of", "parsed", "penultimate", "probed", "suggested"]
@@ -153,7 +153,7 @@ def feature_of(output: Any, name: str) -> Tensor:
 def probed(model: nn.Module, layers: Iterable[str], batch: Batch) -> tuple[dict[str, Tensor], Any]:
     """What layers and the model give for one batch, in eval mode and without a graph: batch norm, modes and generators stay as they are."""
     with torch.random.fork_rng(), evaluating(model), Capture(model, layers) as capture:
-        output = batch.call(model)
+        output = answered(model, batch)
         return capture.take(), output
 
 

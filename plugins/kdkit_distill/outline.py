@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from kdkit.counting import device_of
 from kdkit.data import Batch
+from kdkit.data.calling import failure
+from kdkit.errors import KdError
 from kdkit.models import evaluating
 from kdkit.restoring import restored
 
@@ -99,8 +101,25 @@ def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
         for name, module in model.named_modules():
             if name:
                 module.register_forward_hook(watch(name), with_kwargs=True)
-        example.to(device_of(model)).call(model)
+        answered(model, example.to(device_of(model)))
     return found
+
+
+def answered(model: nn.Module, batch: Batch, who: str = "") -> Any:
+    """What a model gives for a batch.
+
+    Args:
+        who: what to call it in a message; its class when not said.
+
+    Raises:
+        KdError: it fails.
+    """
+    try:
+        return batch.call(model)
+    except KdError:
+        raise
+    except Exception as error:
+        raise failure(f"{who or type(model).__name__} fails on a batch", model, batch, error) from error
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -142,8 +161,6 @@ def penultimate(model: nn.Module, example: Batch) -> str:
     >>> penultimate(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Dropout(), nn.Linear(3, 1)), Batch((torch.zeros(4, 2),)))
     '1'
     """
-    from kdkit.errors import KdError
-
     seen = observed(model, example)
     blocks = _repeated(model, seen)
     working = [layer for layer in seen.values() if _works(layer.module)]

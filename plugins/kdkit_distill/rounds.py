@@ -20,12 +20,14 @@ class Round:
         number: from 1, of `count`.
         name: what it is, for the progress line.
         span: how many of them it stands for, where it consists of several itself.
+        mark: what tells its figures from those of the others, so that a live curve does not join them.
     """
 
     number: int
     count: int
     name: str
     span: int = 1
+    mark: str = ""
 
     def of(self, context: Context, heard: Callable[[Progress], None] = lambda progress: None, **changes: Any) -> Context:
         """The context of this training: its progress is that of the whole, its notes and exhibits are its own.
@@ -39,6 +41,8 @@ class Round:
             heard(progress)
             one = progress.total / self.span
             done = progress.done + (self.number - 1) * one
-            context.observe(replace(progress, done=done, total=self.count * one, text=f"{self.name}: {progress.text}" if progress.text else self.name))
+            text = f"{self.name}: {progress.text}" if progress.text else self.name
+            figures = {f"{name} ({self.mark})": figure for name, figure in progress.figures.items() if name != "learning_rate"} if self.mark else progress.figures
+            context.observe(replace(progress, done=done, total=self.count * one, text=text, figures=figures))
 
         return replace(context, observe=observe, notes=[], exhibits=[], **changes)

@@ -132,9 +132,15 @@ class Signal:
             raise KdError(f"the teacher's answers hold {kept} of {classes} classes, and the technique compares all", "leave out --top-k, or take distill soft")
         return self.logits
 
-    def nan(self) -> Tensor:
-        """Whether an answer is nan: one bool on the answers' device."""
-        return torch.isnan(self.logits.values if isinstance(self.logits, TopK) else self.logits).any()
+    def sick(self) -> Tensor:
+        """Whether an answer holds nan or infinity, or rules out every class: one bool on the answers' device.
+
+        >>> [bool(Signal(torch.tensor([[0.0, value]])).sick()) for value in (1.0, -torch.inf, torch.inf, torch.nan)]
+        [False, False, True, True]
+        """
+        said = self.logits.values if isinstance(self.logits, TopK) else self.logits
+        # the greatest of a row is nan where anything is
+        return ~torch.isfinite(said.amax(-1)).all()
 
 
 @dataclass(frozen=True)

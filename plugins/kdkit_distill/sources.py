@@ -18,6 +18,7 @@ from kdkit.errors import KdError
 from kdkit.models import Served, adopt_teacher, frozen, private_copy
 from kdkit.tasks import Task
 from kdkit_distill.matching import Capture
+from kdkit_distill.outline import answered
 from kdkit_distill.signals import Signal
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class _Asked:
     def __init__(self, name: str, context: Context):
         self.users: weakref.WeakSet[Live] = weakref.WeakSet()
         self.held = contextlib.ExitStack()
-        self.given = context.objects.get(name)
+        self.name, self.given = name, context.objects.get(name)
         if self.given is None or isinstance(self.given, nn.Module):
             self.model = self.held.enter_context(context.teacher(name))
         else:
@@ -141,7 +142,7 @@ class _Asked:
     def signal(self, batch: Batch, task: Task) -> Signal:
         if self.last is not None and self.last[0] is batch and self.last[1] is task:
             return self.last[2]
-        output = batch.call(self.model)
+        output = answered(self.model, batch, f"the teacher{'' if self.name == 'teacher' else f' {self.name}'}, {type(self.model).__name__},")
         signal = Signal(task.prediction(output, batch), self.capture.take(), output)
         self.last = (batch, task, signal) if len(self.users) > 1 else None
         return signal

@@ -101,8 +101,10 @@ class DistillStage(TrainStage):
         yield from super().conflicts()
         yield from comparison_conflicts(self)
         for each in (self, *self.also_stages()):
+            who = "it" if each is self else f"--also {each.technique}"
+            if each.relational and self.batch_size == 1:
+                yield f"{who} compares the items of a batch, and --batch-size 1 leaves nothing to compare an item with"
             if each.relational and self.accumulate > 1:
-                who = "it" if each is self else f"--also {each.technique}"
                 yield f"{who} compares the items of a batch, so batches can't be accumulated; leave out --accumulate"
         for each in self._beside():
             yield from (f"--also {each.technique}: {problem}" for problem in each.conflicts())
@@ -132,6 +134,9 @@ class DistillStage(TrainStage):
     def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
         return self.teach(model, context) if self.control is None else compared(self, model, context)
 
+    def lead(self, model: nn.Module, context: Context, stages: list[TrainStage]) -> nn.Module:
+        return context.fit(model, stages) if self.control is None else compared(self, model, context, stages[1:])
+
     def part(self, model: nn.Module, context: Context) -> TrainPart:
         return Lesson(self, context)
 
@@ -152,6 +157,10 @@ class DistillStage(TrainStage):
     def unfit(self, student: Signal, teacher: Signal) -> str:
         """Why the technique can't compare what both say of one batch, looked at before training; empty where it can."""
         return ""
+
+    def looks_inside(self) -> bool:
+        """Whether layers are compared, and not only answers."""
+        return type(self).pairs is not DistillStage.pairs
 
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
         """The layers that are compared.

@@ -60,7 +60,7 @@ ROWS = (
     Row("flow"),
     Row('soft --also "similarity"'),
     Row("unlabelled"),
-    Row("pseudo-labels"),
+    Row("pseudo-labels --no-labels"),
     Row("self"),
     Row("mutual"),
     Row("born-again"),

@@ -14,6 +14,7 @@ import kdkit
 from kdkit.context import Context
 from kdkit.data import adopt_data
 from kdkit.errors import Cancelled, KdError
+from kdkit.pipeline import Pipeline
 from kdkit.tasks import Classification
 from kdkit.training import fit
 from kdkit_distill.comparison import Comparison
@@ -80,6 +81,13 @@ def test_the_ensemble_is_the_mean_of_probabilities() -> None:
     assert figure([Says(logits[0])], data, Context(Classification())) == 0.0
     likely = Context(Classification(probabilities=True))
     assert figure([Says(each.softmax(-1)) for each in logits], data, likely) == 1.0
+
+
+@pytest.mark.parametrize("scheme", ["born-again --generations 1", "assistant --through narrow=0.5"])
+def test_in_a_group_it_would_be_one_training_and_is_refused(scheme: str) -> None:
+    for lines in (f"distill {scheme}\n    distill hints", f"distill hints\n    distill {scheme}"):
+        with pytest.raises(KdError, match=f"together: distill {scheme.split()[0]} runs trainings of its own"):
+            Pipeline.from_lines(f"together:\n    {lines}")
 
 
 def test_progress_counts_the_generations() -> None:

@@ -14,14 +14,19 @@ from torch import nn
 
 import kdkit
 from kdkit.context import Context
+from kdkit.curve import Curve
 from kdkit.data import adopt_data
 from kdkit.errors import Cancelled, KdError
+from kdkit.pipeline import Pipeline
 from kdkit.tasks import CausalLM, Classification
 from kdkit.training import fit
 from kdkit_distill.comparison import Comparison, Run, gains, gap_recovered, spread, verdict
 from kdkit_distill.control import Labels
+from kdkit_distill.evaluation import figure
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.response.soft import Soft
+from kdkit_distill.scheme.mutual import Mutual
+from kdkit_tune.finetune import Finetune
 from tests import zoo
 from tests.plugins import lessons
 from tests.plugins.lessons import points, weights
@@ -213,6 +218,21 @@ def test_progress_tells_seed_and_side_and_only_ever_grows() -> None:
     assert done[-1] == 16
 
 
+def test_the_curves_of_a_comparison_are_not_joined_to_one() -> None:
+    run = context(net(1), held=adopt_data(points(seed=4), 16))
+    seen: list[Any] = []
+    run.observe = seen.append
+    applied(Soft(epochs=2, control="train", seeds=2, validation="held"), run)
+    curve = Curve.of((progress.done, progress.figures) for progress in seen)
+    runs = {"": (1, 8), " (control)": (9, 16), " (seed 2)": (17, 24), " (seed 2, control)": (25, 32)}
+    for mark, (first, last) in runs.items():
+        for name in ("loss", "label"):
+            steps = [step for step, _ in curve.terms[name + mark]]
+            assert (min(steps), max(steps)) == (first, last)
+        assert len(curve.validation[f"validation_accuracy{mark}"]) == 2
+    assert ("soft" in curve.terms, "soft (control)" in curve.terms) == (True, False)
+
+
 def test_epochs_of_validation_data_are_told_and_the_best_is_kept_where_that_is_asked() -> None:
     run = context(net(1), held=adopt_data(points(seed=4), 16))
     _, found = applied(Soft(epochs=4, control="train", validation="held", keep="best"), run)
@@ -307,10 +327,73 @@ def test_a_technique_that_trains_in_a_way_of_its_own_says_that_it_has_no_control
     assert "has no control" in problems(Own(control="train"), context(net(1)))
 
 
-def test_in_a_group_the_control_is_not_trained_and_that_is_noted() -> None:
+# In a group ----------------------------------------------------------------------------------------------------------
+
+
+def grouped(lines: str, run: Context, student: nn.Module | None = None) -> tuple[nn.Module, Comparison]:
+    made = Pipeline.from_lines(f"together:\n    {lines}").stages[0].apply(net(0) if student is None else student, run)
+    assert made is not None
+    return made, next(thing for thing in run.exhibits if isinstance(thing, Comparison))
+
+
+GROUP = "distill soft --epochs 2 {}\n    distill hints --weight 5\n    tune finetune"
+
+
+def test_the_control_of_a_group_is_its_loop_without_the_techniques_of_distillation() -> None:
+    run = context(net(1))
+    _, found = grouped(GROUP.format("--control train --seeds 2"), run)
+    for seed, told in enumerate(found.control):
+        apart = context(net(1))
+        apart.seed += seed
+        alone = fit(net(0), [Labels(epochs=2), Finetune()], apart)
+        assert told.figure == pytest.approx(figure([alone], apart.data("eval"), apart))
+    assert "the control is the same loop without its teachers: labels and tune finetune" in found.remarks
+
+
+def test_the_student_of_a_group_is_the_one_of_the_group_without_control() -> None:
+    made, found = grouped(GROUP.format("--control train"), context(net(1)))
+    plain = Pipeline.from_lines(f"together:\n    {GROUP.format('')}").stages[0].apply(net(0), context(net(1)))
+    assert plain is not None
+    assert torch.equal(weights(made), weights(plain))
+    assert found.teacher is not None
+
+
+def test_the_control_of_a_group_begins_as_the_student_that_another_of_its_stages_brings() -> None:
+    small, current = net(7, width=4), net(2).eval()
+    run = context(small=small)
+    made, found = grouped("distill hints --control train\n    distill soft --student small", run, current)
+    assert made[0].out_features == 4
+    apart = context()
+    assert found.control[0].figure == pytest.approx(figure([fit(net(7, width=4), [Labels()], apart)], apart.data("eval"), apart))
+    assert found.teacher == pytest.approx(figure([current], run.data("eval"), run))
+    assert list(found.before) == pytest.approx([figure([small], run.data("eval"), run)])
+
+
+def test_a_control_that_is_not_asked_for_in_the_first_line_of_a_group_is_not_trained_and_that_is_noted() -> None:
     session = kdkit.Session(net(0), train=points(), eval=points(seed=2), teacher=net(1), measures=("quality",))
-    made = session.run("together:\n    distill soft --control train --epochs 1\n    tune finetune")
-    assert any("nothing is compared" in note for note in made.notes)
+    for lines in ("tune finetune\n    distill soft --control train", "distill hints\n    distill soft --control train"):
+        made = session.run(f"together:\n    {lines}", on="@base")
+        assert any("nothing is compared" in note for note in made.notes)
+        assert not any(isinstance(thing, Comparison) for thing in made.exhibits)
+
+
+def test_with_sgd_the_first_step_of_a_group_is_that_of_all_its_terms() -> None:
+    alone, both = (
+        next(line for line in grouped(lines, context(net(1)), net(0, dropout=0.0))[1].remarks if "sgd" in line)
+        for lines in ("distill soft --optimizer sgd --control train\n    tune finetune", "distill soft --optimizer sgd --control train\n    distill hints --weight 500")
+    )
+    ratios = [float(line.partition("distilled one is ")[2].partition(" times")[0]) for line in (alone, both)]
+    assert ratios[1] > 10 * ratios[0]
+
+
+def test_nets_without_a_teacher_have_none_in_the_table() -> None:
+    run = context(net(1))
+    Mutual(control="train").apply(net(0), run)
+    (found,) = [thing for thing in run.exhibits if isinstance(thing, Comparison)]
+    assert found.teacher is None
+
+
+# In a session --------------------------------------------------------------------------------------------------------
 
 
 def test_a_session_keeps_the_comparison_with_the_version() -> None:

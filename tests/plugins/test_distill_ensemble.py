@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdkit.context import Context
-from kdkit.data import adopt_data
+from kdkit.data import Batch, adopt_data
 from kdkit.errors import KdError
 from kdkit.pipeline import references
 from kdkit.session import Session
@@ -211,6 +211,8 @@ def test_a_session_takes_them_by_name() -> None:
         ({"combine": "weighted", "weights": (1.0, -2.0, 3.0)}, "none negative"),
         ({"combine": "weighted", "weights": (0.0, 0.0, 0.0)}, "not all 0"),
         ({"temperature_schedule": "linear"}, "one temperature"),
+        ({"temperature_schedule": "linear", "combine": "gated"}, "one temperature"),
+        ({"temperature_schedule": "linear", "combine": "weighted", "weights": (1.0, 1.0, 1.0)}, "one temperature"),
         ({"divergence": "mse"}, "--combine logits"),
     ],
 )
@@ -239,3 +241,44 @@ def test_numbers_are_averaged_where_answers_are_compared_as_they_are() -> None:
     stage = Ensemble(teachers=("a", "b"), combine="logits", divergence="mse", temperature=1.0, labels=False, epochs=200, learning_rate=0.02)
     made = fit(student, [stage], context)
     torch.testing.assert_close(made(x), (named["a"](x) + named["b"](x)) / 2, atol=0.05, rtol=0.05)
+
+
+def test_where_models_answer_with_probabilities_so_does_their_ensemble() -> None:
+    """Of logits the first class would be taken for likely: these are the logs of (.5, .5), (.6, .4) and not they."""
+
+    class Says(nn.Module):
+        def __init__(self, share: float):
+            super().__init__()
+            self.said = torch.tensor([share, 1 - share])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.said.expand(len(x), -1)
+
+    held = {"one": Says(0.5), "other": Says(0.7)}
+    source = Combined(["one", "other"], Context(Classification(probabilities=True), objects=held), "mean", 1.0)
+    source.open(torch.device("cpu"))
+    assert torch.allclose(source.model(torch.zeros(2, 1)), torch.tensor([0.6, 0.4]).expand(2, -1))
+    source.close()
+
+
+@pytest.mark.parametrize("gate", ["entropy", "confidence"])
+def test_what_tells_how_sure_a_teacher_is_can_be_chosen(gate: Any) -> None:
+    context, x = run(eval=None), points()[0][:8]
+    source = Ensemble(teachers=("a", "b", "c"), combine="gated", gate=gate, temperature=2.0).source(context)
+    source.open(torch.device("cpu"))
+    said = torch.stack([context.objects[name](x).detach() for name in "abc"])
+    trust = said.softmax(-1).amax(-1) if gate == "confidence" else 1 + (said.softmax(-1) * said.log_softmax(-1)).sum(-1) / math.log(said.shape[-1])
+    expected = ((trust / trust.sum(0))[..., None] * (said / 2).softmax(-1)).sum(0)
+    assert torch.allclose((source.signal(Batch((x,))).dense / 2).softmax(-1), expected, atol=1e-5)
+    source.close()
+
+
+def test_with_a_student_of_ones_own_the_model_at_hand_is_measured_as_one_of_the_teachers() -> None:
+    context, current = run(small=zoo.mlp()), Knows(7)
+    context.original = Knows(8)
+    Ensemble(teachers=("teacher", "b"), student="small").apply(current, context)
+    x, y = points()
+    (note,) = [note for note in context.notes if "its ensemble" in note]
+    own = [(model(x).argmax(1) == y).float().mean().item() for model in (current, context.original)]
+    assert f"{own[0]:.3g}" != f"{own[1]:.3g}"
+    assert f"teacher {own[0]:.3g}" in note

@@ -231,9 +231,9 @@ def test_looking_at_a_model_that_draws_leaves_the_generator() -> None:
 def test_a_model_that_fails_is_left_without_hooks() -> None:
     model = zoo.mlp()
     before = fingerprint(model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(KdError, match="Mlp fails on a batch: RuntimeError"):
         observed(model, Batch((torch.zeros(2, 5),)))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(KdError, match="Mlp fails on a batch: RuntimeError"):
         probed(model, ["first"], Batch((torch.zeros(2, 5),)))
     assert fingerprint(model) == before
 

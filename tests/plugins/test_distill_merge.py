@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import kdkit
 from kdkit.context import Context
-from kdkit.data import Batch, adopt_data
+from kdkit.data import Batch, Data, adopt_data
 from kdkit.errors import KdError
-from kdkit.pipeline import references
+from kdkit.execution import raise_problems
+from kdkit.pipeline import Pipeline, references
 from kdkit.tasks import CausalLM, Classification
 from kdkit.training import fit
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.merge import Merge, Merged, at_home, off_home, own_set, read_sets, side_by_side
 from kdkit_tune.finetune import Finetune
 from tests import zoo
-from tests.plugins.lessons import cnn, digit_images, logits, weights
+from tests.plugins.lessons import cnn, digit_images, first_loss, logits, weights
 
 SETS, CLASSES = [(0, 1, 2), (2, 3)], 4
 """Two teachers who both know class 2."""
@@ -217,6 +219,36 @@ def test_one_set_after_another_is_the_default() -> None:
     assert torch.equal(weights(trained(run())), weights(Merge(teachers=("a", "b"), labels=False, classes="0 1 2|3 4").apply(net(5, 0), run())))
 
 
+def test_all_logits_side_by_side_do_not_ask_the_labels_either() -> None:
+    batch = run().data("train").example()
+    said = Merge(teachers=("a", "b"), objective="concat", labels=True).source(run()).signal(batch).dense
+    assert torch.isfinite(said).all()
+
+
+def test_own_set_is_the_divergence_within_the_set_and_the_whole_of_the_mass_beside_it() -> None:
+    x, y = points()
+    context, student = run(), net(5, 0)
+    student.dropout.p = 0.0
+    said, asked = student(x), torch.cat([context.objects[name].eval()(x).detach() for name in "ab"], 1)
+    low = (y < 3)[:, None] == (torch.arange(5) < 3)
+    own = said.masked_fill(~low, -torch.inf)
+    mass = (said.logsumexp(1) - own.logsumexp(1)).mean().item()
+    within = torch.where(
+        low, (asked.masked_fill(~low, -torch.inf) / 4).softmax(1) * ((asked.masked_fill(~low, -1e9) / 4).log_softmax(1) - (own / 4).log_softmax(1)), 0.0
+    ).sum(1)
+    found = first_loss(Merge(teachers=("a", "b"), objective="own-set", steps=1, batch_size=40), student, context)
+    assert found["mass"] == pytest.approx(mass, rel=1e-5)
+    assert found["own set"] == pytest.approx(16 * within.mean().item(), rel=1e-4)
+    assert found["loss"] == pytest.approx(0.1 * found["label"] + 0.9 * (found["mass"] + found["own set"]), rel=1e-5)
+
+
+def test_three_sets_of_different_sizes_stand_one_after_another() -> None:
+    source = Merged(("a", "b", "c"), run(c=net(4, 3)), None, 1.0)
+    source.signal(Batch((points()[0][:2],)))
+    assert source.sets == [(0, 1, 2), (3, 4), (5, 6, 7, 8)]
+    source.close()
+
+
 @pytest.mark.parametrize("objective", ["gated", "own-set", "concat"])
 def test_the_teachers_are_as_before(objective: Any) -> None:
     context = run()
@@ -263,6 +295,7 @@ def test_the_stage_names_its_teachers_and_its_origin() -> None:
         ({"objective": "concat", "origin": "origin"}, {"origin": [0] * 40}, "leave out --origin"),
         ({"origin": "origin"}, {}, "'origin'"),
         ({"origin": "origin"}, {"origin": [0, 1, 2] * 14}, "does not hold the number of a teacher"),
+        ({"origin": "origin"}, {"origin": [-2] * 40}, "does not hold the number of a teacher"),
         ({"origin": "origin"}, {"origin": [0.5] * 40}, "does not hold the number of a teacher"),
         ({"origin": "origin"}, {"origin": [0] * 7}, "--origin has 7 entries"),
     ],
@@ -324,4 +357,84 @@ def test_knowing_where_items_come_from_beats_all_logits_side_by_side(digits: dic
 def test_a_cache_is_refused_where_labels_tell_the_teacher() -> None:
     (problem,) = Merge(teachers=("a", "b"), cache="file").conflicts()
     assert "--origin" in problem
-    assert not list(Merge(teachers=("a", "b"), cache="file", origin="where").conflicts())
+    for told in ({"origin": "where"}, {"objective": "concat"}, {"labels": False}, {"sources": ("one", "other"), "classes": "u v|w"}):
+        assert not list(Merge(**{"teachers": ("a", "b"), "cache": "file", **told}).conflicts())
+
+
+# A data set a teacher ------------------------------------------------------------------------------------------------
+
+
+def parted() -> dict[str, Any]:
+    """The points of classes 0 to 2 and those of 3 and 4, each with labels from 0."""
+    x, y = points()
+    low = y < 3
+    return {"one": adopt_data((x[low], y[low]), 8), "other": adopt_data((x[~low], y[~low] - 3), 8)}
+
+
+def joined() -> tuple[Tensor, Tensor]:
+    x, y = points()
+    low = y < 3
+    return torch.cat([x[low], x[~low]]), torch.cat([y[low], y[~low]])
+
+
+@pytest.mark.parametrize("objective", ["gated", "own-set", "concat"])
+def test_a_data_set_a_teacher_is_the_same_as_all_of_them_with_their_origin(objective: Any) -> None:
+    x, y = joined()
+    told = {} if objective == "concat" else {"origin": "origin"}
+    alone = trained(run(x, origin=(y > 2).long()), objective=objective, epochs=2, **told)
+    apart = trained(run(**parted() | {"train": None}), objective=objective, epochs=2, sources=("one", "other"))
+    assert torch.equal(weights(alone), weights(apart))
+
+
+def test_labels_of_a_data_set_are_numbered_as_in_its_teachers_head() -> None:
+    classes = "u v w|x y"
+    alone = trained(run(joined(), origin=(joined()[1] > 2).long()), labels=True, alpha=0.5, origin="origin", classes=classes)
+    apart = trained(run(**parted()), labels=True, alpha=0.5, sources=("one", "other"), classes=classes)
+    assert torch.equal(weights(alone), weights(apart))
+
+
+def test_a_shared_class_of_two_data_sets_is_one_label_and_an_absent_label_none() -> None:
+    x, _ = points(4)
+    held = {"one": adopt_data((x, torch.tensor([0, 2, -100, 1]))), "other": adopt_data((x, torch.tensor([0, 1, -100, 1])))}
+    together = Merge(teachers=("a", "b"), classes="u v w|w x", sources=("one", "other"))._together(run(**held))
+    (batch,) = together.batches()
+    assert batch.labels.tolist() == [0, 2, -100, 1, 2, 3, -100, 3]
+    assert batch.numbers.tolist() == list(range(8))
+
+
+def test_a_session_hands_over_a_data_set_a_teacher_without_any_training_data() -> None:
+    (x, y), held = joined(), parted()
+    session = kdkit.Session(net(5, 0), eval=(x, y), a=net(3, 1), b=net(2, 2), measures=("quality",), one=held["one"], other=held["other"])
+    made = session.run('distill merge --teachers a b --sources one other --classes "u v w|x y" --epochs 2 --control eval')
+    assert any("told by the source it is of" in note for note in made.notes)
+    assert any(note.startswith(("one seed", "control")) for note in made.notes)
+
+
+def checked(stage: Merge, context: Context) -> None:
+    raise_problems(stage, net(5, 0), context)
+    stage.apply(net(5, 0), context)
+
+
+@pytest.mark.parametrize(
+    ("options", "objects", "message"),
+    [
+        ({"sources": ("one",)}, {}, "a data set a teacher"),
+        ({"sources": ("one", "other"), "origin": "origin"}, {"origin": [0] * 40}, "leave out --origin"),
+        ({"sources": ("one", "other"), "data": "one"}, {}, "leave out --data"),
+        ({"sources": ("one", "other"), "labels": True}, {}, "--classes says what they are"),
+        ({"sources": ("one", "bare"), "labels": True, "classes": "u v w|x y"}, {}, "bare has no labels"),
+        ({"sources": ("one", "stream")}, {}, "can't be joined"),
+        ({"sources": ("one", "wide")}, {}, "can't be joined"),
+        ({"sources": ("one", "one"), "labels": True, "classes": "u v w|x y"}, {}, "not numbers of the 2 classes"),
+    ],
+)
+def test_data_sets_that_do_not_fit_their_teachers_are_refused(options: dict[str, Any], objects: dict[str, Any], message: str) -> None:
+    x, _ = points()
+    odd = {"bare": adopt_data(x), "stream": Data(lambda: [x], "a stream"), "wide": adopt_data(torch.zeros(40, 17))}
+    with pytest.raises(KdError, match=message):
+        checked(Merge(**{"teachers": ("a", "b"), "labels": False, **options}), run(**parted(), **odd, **objects))
+
+
+def test_in_a_group_it_has_no_data_of_its_own() -> None:
+    with pytest.raises(KdError, match="together: distill merge"):
+        Pipeline.from_lines("together:\n    distill merge --teachers a b --sources one other\n    tune finetune")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,18 @@ class Oracle(nn.Module):
         return x[:, :3] * 4
 
 
+class CountingOracle(Oracle):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked += 1
+        return super().forward(x)
+
+
 def context(data: Any = None, teacher: nn.Module | None = None, task: Task | None = None, **objects: Any) -> Context:
-    train = adopt_data(points() if data is None else data, 16)
+    train = data if isinstance(data, Data) else adopt_data(points() if data is None else data, 16)
     return Context(task or Classification(), objects={"train": train, "teacher": teacher or Oracle(), **objects}, original=net(50))
 
 
@@ -160,10 +171,46 @@ def test_the_notes_tell_how_many_passed_the_threshold() -> None:
     assert f"{2 * passed} of {2 * int(bare.sum())}" in note
 
 
-def test_labelled_data_throughout_is_said_to_leave_nothing_to_the_teacher() -> None:
-    run = context(points())
-    fit(net(0), [PseudoLabels(steps=1)], run)
-    assert any("nothing was without a label" in note for note in run.notes)
+def test_data_whose_items_all_have_a_label_is_refused_before_anybody_is_asked() -> None:
+    teacher = CountingOracle()
+    with pytest.raises(KdError, match="all items of train have a label") as caught:
+        fit(net(0), [PseudoLabels(steps=1)], context(points(), teacher, few=adopt_data(points(8), 8)))
+    assert teacher.asked == 0
+    assert any("--no-labels" in hint for hint in caught.value.hints)
+    with pytest.raises(KdError, match="all items of train have a label"):
+        fit(net(0), [PseudoLabels(steps=1, labelled="few")], context(points(), few=adopt_data(points(8), 8)))
+
+
+def test_one_item_without_a_label_at_the_end_of_the_data_is_enough() -> None:
+    x, y = points()
+    run = context((x, torch.cat([y[:-1], torch.tensor([-100])])))
+    fit(net(0), [PseudoLabels(threshold=0.0)], run)
+    assert any("1 of 1 (100%)" in note for note in run.notes)
+
+
+def test_of_a_stream_without_end_no_more_is_looked_at_than_is_trained_on() -> None:
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield points(8)
+
+    with pytest.raises(KdError, match="all items of train have a label"):
+        fit(net(0), [PseudoLabels(steps=3)], context(Data(endless, "a stream")))
+
+
+def test_a_teacher_that_is_sure_of_nothing_is_said_after_an_epoch_with_a_threshold_that_would_do() -> None:
+    class Timid(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.1 * x[:, :3]
+
+    x = points()[0]
+    surest = float((0.1 * x[:, :3]).softmax(1).max())
+    run, seen = context(x, Timid()), []
+    run.observe = seen.append
+    with pytest.raises(KdError, match=f"any of 64 items without a label: it gives its first choice {surest:.2g} at most") as caught:
+        fit(net(0), [PseudoLabels(epochs=3)], run)
+    assert max((each.done for each in seen), default=0) <= 4
+    lower = float(caught.value.hints[0].split()[1])
+    fit(net(0), [PseudoLabels(epochs=1, threshold=lower)], context(x, Timid()))
 
 
 @pytest.mark.parametrize("sizes", [[5, 27], [8, 8, 8, 8]])

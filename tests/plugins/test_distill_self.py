@@ -239,3 +239,17 @@ def test_a_cache_of_a_teacher_that_changes_is_refused(tmp_path: Path) -> None:
 def test_it_is_whole_and_knows_its_tasks() -> None:
     assert not list(faults(SelfTaught))
     assert SelfTaught().unsuited(Regression())
+
+
+@pytest.mark.parametrize(("options", "refused"), [({}, True), ({"epochs": 2, "period": 2}, True), ({"epochs": 1.5}, False), ({"steps": 9}, False)])
+def test_a_training_that_ends_with_its_first_snapshot_is_refused_before_it_begins(options: dict[str, Any], refused: bool) -> None:
+    run, seen = context(), []
+    run.observe = seen.append
+    stage = SelfTaught(**{"teacher_form": "snapshot", **options})
+    if refused:
+        with pytest.raises(KdError, match=f"the first snapshot is taken after epoch {stage.period}"):
+            stage.apply(net(0), run)
+        assert not seen
+    else:
+        stage.apply(net(0), run)
+        assert not any("labels taught alone" in note for note in run.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ from kdkit.errors import KdError
 from kdkit.session import Session
 from kdkit.tasks import Classification
 from kdkit.training import fit
+from kdkit_distill.feature.contrast import Contrast
+from kdkit_distill.feature.hints import Hints
+from kdkit_distill.relation.similarity import Similarity
 from kdkit_distill.response.soft import Soft
+from kdkit_distill.scheme.discriminator import Discriminator
 from kdkit_distill.sources import Live, _Asked, recognised
 from tests import zoo
 from tests.plugins.lessons import CountingTeacher, weights
@@ -102,7 +107,7 @@ def test_nothing_is_left_behind_after_a_training_that_failed() -> None:
             return super().forward(x)
 
     teacher = Failing().train()
-    with pytest.raises(RuntimeError, match="out of breath"):
+    with pytest.raises(KdError, match="the teacher, Failing, fails on a batch: RuntimeError: out of breath"):
         fit(zoo.mlp(), [Soft(), Soft()], run(teacher))
     gc.collect()
     assert teacher.training
@@ -123,7 +128,98 @@ def test_an_equal_batch_that_is_another_object_is_asked_about_anew() -> None:
         live.close()
 
 
+def test_whoever_is_done_with_a_teacher_leaves_it_to_the_others() -> None:
+    teacher, context = CountingTeacher().train(), run(None)
+    context.objects = {**context.objects, "teacher": teacher}
+    one, other = (Live("teacher", context) for _ in range(2))
+    for live in (one, other):
+        live.open(torch.device("cpu"), ["first"])
+    one.close()
+    assert not teacher.training
+    assert other.signal(Batch((torch.zeros(2, 16),))).features["first"].shape[0] == 2
+    other.close()
+    assert teacher.training
+    assert not _Asked.of_threads
+
+
+def test_each_thread_has_its_own_way_of_asking_a_teacher() -> None:
+    teacher, context = CountingTeacher(), run(None)
+    context.objects = {**context.objects, "teacher": teacher}
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(_Asked.of("teacher", context))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made[0] is not made[1]
+    for asked in made:
+        asked.held.close()
+
+
+def test_a_teacher_is_asked_on_another_device_as_a_copy() -> None:
+    teacher, context = CountingTeacher(), run(None)
+    context.objects = {**context.objects, "teacher": teacher}
+    live = Live("teacher", context)
+    live.open(torch.device("meta"), ["first"])
+    assert live.signal(Batch((torch.zeros(2, 16, device="meta"),))).features["first"].is_meta
+    assert not any(weight.is_meta for weight in teacher.parameters())
+    live.close()
+
+
 # Functions
+
+
+def test_no_gradient_reaches_a_model_that_a_function_asks() -> None:
+    hidden = zoo.mlp()
+    before = weights(hidden)
+    student = zoo.mlp()
+    context = run(lambda x: hidden(x))
+    live = Live("teacher", context)
+    live.open(torch.device("cpu"))
+    assert not live.signal(Batch((torch.zeros(2, 16),))).logits.requires_grad
+    live.close()
+    fit(student, [Soft(divergence="reverse")], context)
+    assert all(weight.grad is None and weight.requires_grad for weight in hidden.parameters())
+    assert torch.equal(weights(hidden), before)
+
+
+@pytest.mark.parametrize("stage", [Hints(), Similarity(), Contrast(), Discriminator()])
+def test_a_technique_that_compares_layers_says_that_a_function_has_none(stage: Any) -> None:
+    with pytest.raises(KdError, match=f"{stage.title} compares layers, and the teacher teacher is a function"):
+        fit(zoo.mlp(), [stage], run(answers))
+    fit(zoo.mlp(), [Discriminator(signal="logits", steps=1)], run(answers))
+
+
+def test_a_teacher_that_can_not_take_the_inputs_is_named_with_what_it_was_given() -> None:
+    for stage in (Soft(), Hints(), Similarity()):
+        with pytest.raises(KdError, match="Sequential,? fails on a batch") as caught:
+            fit(zoo.mlp(), [stage], run(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 4))))
+        assert any("float32 (8, 16)" in hint for hint in caught.value.hints)
+
+
+@pytest.mark.parametrize("answer", [torch.nan, torch.inf])
+def test_a_teacher_that_answers_with_nan_or_infinity_is_found_before_training(answer: float) -> None:
+    context, seen = run(lambda x: answers(x) * answer), []
+    context.observe = seen.append
+    with pytest.raises(KdError, match="the teacher answers with nan or infinity"):
+        fit(zoo.mlp(), [Soft()], context)
+    assert not seen
+
+
+def test_a_teacher_that_rules_out_every_class_of_an_item_is_found_and_one_that_rules_out_some_is_not() -> None:
+    def but(item: int, kept: int) -> Any:
+        return lambda x: answers(x).index_put((torch.tensor([item]), torch.arange(kept, 4)), torch.tensor(-torch.inf))
+
+    fit(zoo.mlp(), [Soft()], run(but(0, 2)))
+    with pytest.raises(KdError, match="nan or infinity"):
+        fit(zoo.mlp(), [Soft()], run(but(0, 0)))
+
+
+def test_what_is_wrong_with_a_later_answer_is_told_with_the_loss() -> None:
+    calls = iter(range(99))
+    with pytest.raises(KdError, match="not finite") as caught:
+        fit(zoo.mlp(), [Soft()], run(lambda x: answers(x) * (torch.inf if next(calls) == 3 else 1.0)))
+    assert caught.value.hints[0].startswith("the teacher answered with nan or infinity")
 
 
 def answers(x: Tensor) -> Tensor:
@@ -231,3 +327,18 @@ def test_a_function_is_recognised_by_the_name_it_is_given(tmp_path: Any) -> None
     ask.kdkit_identity = "far 2"
     with pytest.raises(KdError, match="is of another teacher"):
         fit(zoo.mlp(), [Soft(cache=str(tmp_path / "answers"))], run(ask))
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: float, stride: int = 1):
+        super().__init__()
+        self.scale, self.pool = scale, nn.AvgPool1d(2, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.pool(x)
+
+
+def test_a_model_is_recognised_by_its_plain_attributes_and_what_its_modules_say_of_themselves_and_not_by_its_mode() -> None:
+    assert recognised(Scaled(2.0)) == recognised(Scaled(2.0).eval())
+    assert recognised(Scaled(2.0)) != recognised(Scaled(3.0))
+    assert recognised(Scaled(2.0)) != recognised(Scaled(2.0, stride=2))

@@ -13,7 +13,7 @@ from kdkit.errors import KdError
 from kdkit.lines import Reference, split, write_values
 from kdkit.notebook.grammar import header, unresolved
 from kdkit.notebook.verbs import Running
-from kdkit.pipeline import Pipeline, references
+from kdkit.pipeline import Pipeline, blocks, references
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,15 @@ def named(value: Any) -> Any:
 
 def _steps(body: str) -> tuple[str, ...]:
     """The steps of a pipeline's text, each line as kdkit writes it."""
-    steps: list[str] = []
+    Pipeline.from_lines(body, read=read)
+    return tuple("\n".join(rewritten(line) for _, line in block.lines) for block in blocks(body))
 
-    def kept(line: str) -> Stage:
-        made, values, _ = unresolved(split(line))
-        lines[id(stage := read(line))] = " ".join([*made.id.split(".", 1), *write_values(made, values)])
-        return stage
 
-    lines: dict[int, str] = {}
-    for stage in Pipeline.from_lines(body, read=kept).stages:
-        steps.append("\n".join(lines[id(each)] for each in getattr(stage, "stages", (stage,))))
-    return tuple(steps)
+def rewritten(line: str, **more: Any) -> str:
+    """A stage's line as kdkit writes it, with some values set anew.
+
+    >>> rewritten("tune finetune --steps=3   # short", resume=True)
+    'tune finetune --steps 3 --resume'
+    """
+    made, values, _ = unresolved(split(line))
+    return " ".join([*made.id.split(".", 1), *write_values(made, values | more)])

@@ -62,7 +62,7 @@ class View(Hand):
 
 
 def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
-    """A wizard, in place of the one that is open; plain words where there are no widgets.
+    """A wizard, in place of the one that is open, whose pipeline it goes on with; plain words where there are no widgets.
 
     Args:
         desk: of the notebook.
@@ -76,8 +76,8 @@ def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
         return in_words(desk)
     from kdkit.notebook.wizard.window import Wizard
 
-    close(desk.shell)
-    wizard = Wizard(desk)
+    before = close(desk.shell)
+    wizard = Wizard(desk, before.draft if before is not None else None)
     begin(wizard, stage, line)
     view = _open[desk.shell] = View(wizard)
     return view
@@ -109,11 +109,13 @@ def begin(wizard: Wizard, stage: str = "", line: str = "") -> None:
             wizard.pane("Pipeline").family.value = family
 
 
-def close(shell: Any) -> None:
-    """Close the wizard of a shell, if one is open."""
+def close(shell: Any) -> Wizard | None:
+    """Close the wizard of a shell, if one is open, and give what it was."""
     view = _open.pop(shell, None)
-    if view is not None:
-        view.close()
+    if view is None:
+        return None
+    view.close()
+    return view.wizard
 
 
 def in_words(desk: Desk) -> Page:

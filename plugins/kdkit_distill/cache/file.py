@@ -121,6 +121,8 @@ class Reader:
 
     def __init__(self, path: Path):
         self.path = path
+        if path.is_dir():
+            raise KdError(f"{path} is a folder, and a cache is one file", f"--cache {path}/teacher.kd")
         try:
             size = path.stat().st_size
             with path.open("rb") as file:

@@ -89,8 +89,9 @@ class Cached(Source):
             for batch in self.data.batches():
                 spans = Spans.of(batch)
                 signal = self.source.signal(batch.to(device))
-                if signal.nan():
-                    raise KdError(f"the teacher answers with nan, to one of the items {items} to {items + batch.size - 1}", "evaluate it by itself first: %kd eval")
+                if signal.sick():
+                    where = f"to one of the items {items} to {items + batch.size - 1}"
+                    raise KdError(f"the teacher answers with nan or infinity, {where}", "evaluate it by itself first: %kd eval")
                 if self.top is not None and isinstance(signal.logits, Tensor):
                     signal = replace(signal, logits=top_k(signal.logits, *self.top))
                 writer.add(keys(batch, spans), spans, signal)

@@ -94,6 +94,9 @@ class Discriminator(LayerStage):
     hidden: int = param(64, "width of the discriminator", ge=1)
     reversal: float = param(1.0, "how hard the student pulls, against the discriminator's own learning", gt=0, search=(0.1, 1.0))
 
+    def looks_inside(self) -> bool:
+        return self.signal == "features"
+
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
         return super().pairs(student, teacher, context) if self.signal == "features" else ()
 

@@ -10,14 +10,16 @@ teachers know must mean the same to all of them.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.data import Batch
+from kdkit.contract import Needs, param
+from kdkit.data import Batch, Data, Joined
 from kdkit.errors import KdError
 from kdkit.tasks import IGNORED, CausalLM, Task
 from kdkit.tasks.contract import wide
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from kdkit.context import Context
 
 Objective = Literal["gated", "own-set", "concat"]
+TOGETHER, WHERE_FROM = "the sources together", "the source it is of"
+"""Under which names a training finds the data of --sources and what tells their teachers; no names that objects of a session can have."""
 
 
 # Objectives ------------------------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ class Merged(Several):
         if not self.by_labels or not isinstance(batch.labels, Tensor) or batch.labels.is_floating_point() or batch.labels.ndim != 1:
             return None
         labels = batch.labels.to(device)
-        return torch.stack([torch.isin(labels, torch.tensor(each, device=device)) for each in sets]) & (labels != IGNORED)
+        return torch.stack([torch.isin(labels, torch.tensor(each, device=device)) for each in sets])
 
     def _numbered(self, batch: Batch, origin: Tensor) -> Tensor:
         if batch.numbers is None:
@@ -213,25 +217,54 @@ class Merge(SeveralTeachers):
     Loss per item, own = the classes of the teachers whose data it is from: gated: T² · KL(p ‖ softmax(z / T)) with p the own
     teacher's distribution, zero elsewhere; own-set: T² · KL within the own classes + -log of the student's mass on them;
     concat: KL to all logits side by side, for want of better where the origin is unknown. Classes that several teachers know
-    have one place, and their probabilities are averaged. The student's head has the classes of the union.
+    have one place, and their probabilities are averaged. The student's head has the classes of the union. Where each teacher has
+    a data set of its own, --sources names them; otherwise --origin, or the labels, tell whose an item is.
     """
 
     id: ClassVar[str] = "distill.merge"
 
     classes: str = param("", 'each teacher\'s classes, in the order of its head: "cat dog|apple pear" or places "0 1|2 3"; one set after another when not said')
     origin: str | None = param(None, "an object of the session: the number of each training item's teacher from 0, or -1; when not said, labels tell", refers="object")
+    sources: tuple[str, ...] = param(
+        (), "data sets, one a teacher in their order, trained on together in place of --data; labels, if any, are numbered as in its teacher's head", refers="data"
+    )
     objective: Objective = param("gated", "what is learned of an item: its own teacher's answer, that and the mass on its classes apart, or all logits side by side")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.temperature_schedule != "constant":
             yield "distill merge averages probabilities of one temperature; leave out --temperature-schedule"
-        if self.cache and self.objective != "concat" and not self.origin and self.share < 1:
+        if self.cache and self.objective != "concat" and not self.origin and not self.sources and self.share < 1:
             yield "--cache goes by inputs, and here labels tell each item's teacher; say it by --origin"
         if self.objective == "concat" and self.origin:
             yield "--objective concat asks nobody where an item comes from; leave out --origin"
         if self.classes and len(sets := read_sets(self.classes)[0]) != len(self.teachers):
             yield f"--classes names {len(sets)} sets for {len(self.teachers)} teachers; part them by |"
+        if not self.sources:
+            return
+        if len(self.sources) != len(self.teachers):
+            yield f"--sources wants a data set a teacher, in their order: {len(self.teachers)} teachers"
+        if self.origin or "data" in self.changed():
+            yield f"--sources is what is trained on, and tells each item's teacher; leave out {'--origin' if self.origin else '--data'}"
+        if self.share < 1 and not self.classes:
+            yield "the labels of --sources are numbered as in each teacher's head: --classes says what they are in the union, or --no-labels leaves them out"
+
+    @property
+    def shares_loop(self) -> bool:  # type: ignore[override]
+        """In a group the data is that of the first line."""
+        return not self.sources
+
+    def references(self) -> Iterator[tuple[str, str, str]]:
+        return (each for each in super().references() if each[0] != "data" or not self.sources)
+
+    def needed(self) -> Needs:
+        return replace(super().needed(), labels=False) if self.sources else super().needed()
+
+    def check(self, model: nn.Module, context: Context) -> Iterator[str]:
+        yield from super().check(model, context)
+        bare = [name for name in self.sources if self.share < 1 and not context.data(name).labelled]
+        if bare:
+            yield f"--sources {bare[0]} has no labels; --no-labels leaves all to the teachers"
 
     def unsuited(self, task: Task) -> str:
         return "it unites label sets, and a vocabulary is none" if isinstance(task, CausalLM) else super().unsuited(task)
@@ -244,6 +277,11 @@ class Merge(SeveralTeachers):
         return Merged(self.teachers, context, sets, self.temperature, origin, by_labels)
 
     def teach(self, model: nn.Module, context: Context) -> nn.Module:
+        if self.sources:
+            objects: Any = ChainMap({TOGETHER: self._together(context), WHERE_FROM: self._where_from(context)}, context.objects)  # type: ignore[arg-type]
+            gated = self.objective != "concat"
+            plain = self.model_copy(update={"sources": (), "data": TOGETHER, "origin": WHERE_FROM if gated else None})
+            return plain.teach(model, replace(context, objects=objects))
         if self.objective != "concat":
             context.note(
                 f"each item's teacher is told by {self.origin}"
@@ -251,9 +289,27 @@ class Merge(SeveralTeachers):
                 else "each item's teacher is told by its label"
                 if self.share < 1
                 else "which teacher's data an item is from is not known, so all logits stand side by side; "
-                "--origin {teacher_numbers} tells, and was worth 3 to 7 points of accuracy on digits"
+                "--origin {teacher_numbers}, or a data set a teacher in --sources, tells, and was worth 3 to 7 points of accuracy on digits"
             )
         return super().teach(model, context)
+
+    def _together(self, context: Context) -> Data:
+        """The sets as one, their labels as places in the union."""
+        places = [torch.tensor(each) for each in read_sets(self.classes)[0]] if self.classes else []
+
+        def placed(source: int, batch: Batch) -> Batch:
+            if self.share == 1:
+                return replace(batch, labels=None)
+            labels = batch.labels
+            if not isinstance(labels, Tensor) or labels.is_floating_point() or int(labels.max()) >= len(places[source]) or int(labels.min()) < min(0, IGNORED):
+                raise KdError(f"--sources {self.sources[source]}: its labels are not numbers of the {len(places[source])} classes that --classes names for its teacher")
+            return replace(batch, labels=torch.where(labels < 0, IGNORED, places[source][labels.clamp_min(0).long()]))
+
+        return Joined([context.data(name) for name in self.sources], placed)
+
+    def _where_from(self, context: Context) -> Tensor:
+        """The number of each item's teacher, (items,)."""
+        return torch.cat([torch.full((context.data(name).items or 0,), number) for number, name in enumerate(self.sources)])
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
         student, teacher = seen.student.logits, seen.teacher.dense

@@ -45,7 +45,16 @@ def confident(teacher: Tensor, threshold: float) -> Tensor:
     >>> confident(torch.tensor([[0.0, 9.0], [0.0, 0.1]]), 0.9)
     tensor([ True, False])
     """
-    return wide(teacher).softmax(-1).amax(-1) >= threshold
+    return sureness(teacher) >= threshold
+
+
+def sureness(teacher: Tensor) -> Tensor:
+    """The probability that the teacher gives its first choice: logits (..., classes) -> (...).
+
+    >>> sureness(torch.zeros(1, 4))
+    tensor([0.2500])
+    """
+    return wide(teacher).softmax(-1).amax(-1)
 
 
 def pseudo_labels(student: Tensor, teacher: Tensor, threshold: float = 0.9, form: str = "hard", temperature: float = 1.0) -> Tensor:
@@ -134,7 +143,7 @@ class PseudoLabels(ResponseStage):
         without = self.without(seen.step)
         tally = seen.modules["tally"]
         assert isinstance(tally, Tally)
-        tally.add(without, confident(teacher, self.threshold))
+        tally.add(without, sureness(teacher), self.threshold)
         yield Term("pseudo", pseudo_labels(student, teacher, self.threshold, self.form, self.temperature_at(seen.step.progress)), mask=without)
 
 
@@ -143,16 +152,19 @@ class Tally(nn.Module):
 
     without: Tensor
     passed: Tensor
+    surest: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("surest", torch.zeros(()))
         self.register_buffer("without", torch.zeros((), dtype=torch.int64))
         self.register_buffer("passed", torch.zeros((), dtype=torch.int64))
 
-    def add(self, without: Tensor, sure: Tensor) -> None:
-        """Count the items, or tokens, of a batch."""
+    def add(self, without: Tensor, sureness: Tensor, threshold: float) -> None:
+        """Count the items, or tokens, of a batch, of which the teacher is so sure."""
         self.without += without.sum()
-        self.passed += (without & sure).sum()
+        self.passed += (without & (sureness >= threshold)).sum()
+        self.surest = torch.maximum(self.surest, torch.where(without, sureness, 0.0).amax().to(self.surest.dtype))
 
     def __str__(self) -> str:
         seen, passed = int(self.without), int(self.passed)
@@ -199,9 +211,21 @@ class HalfLabelled(Lesson):
         name = self.stage.labelled
         if name and not self.context.data(name).labelled:
             raise KdError(f"--labelled {name} names data without labels", "pass pairs of inputs and labels")
+        if not self._some_unlabelled():
+            raise KdError(
+                f"all items of {self.stage.data} have a label, so the teacher has none to give",
+                "--no-labels leaves all items to the teacher",
+                "or mark those it shall label with -100, or pass them without labels as --data and the others as --labelled",
+            )
         super().open(model)
         if name:
             self.cycle = Cycle(self.context.data(name), self.context.seed, self.stage.batch_size)
+
+    def _some_unlabelled(self) -> bool:
+        """Whether the teacher may label anything; looks no further than the first such item, and of a stream no further than the training."""
+        data = self.context.data(self.stage.data)
+        bound = self.stage.steps * self.stage.accumulate if self.stage.steps and data.items is None else None
+        return not self.stage.labels or any(bool(unlabelled(self.context.task, batch).any()) for batch in islice(data.batches(), bound))
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         return {"pseudo": int(unlabelled(self.context.task, batch if self.stage.labels else replace(batch, labels=None)).sum())}
@@ -216,6 +240,18 @@ class HalfLabelled(Lesson):
         if self.cycle is not None:
             # of another batch than the step's, so that it counts as one number a step
             yield Term("labelled", mean_loss(step.model, self.cycle.at(step.index).to(step.batch.device), step.task), 1 - self.stage.share, penalty=True)
+
+    def after_epoch(self, epoch: int) -> None:
+        super().after_epoch(epoch)
+        tally = self.techniques[0].modules["tally"]
+        assert isinstance(tally, Tally)
+        if int(tally.without) and not int(tally.passed):
+            raise KdError(
+                f"the teacher is not sure enough of any of {int(tally.without)} items without a label: it gives its first choice {float(tally.surest):.2g} at most, "
+                f"and --threshold is {self.stage.threshold:g}",
+                f"--threshold {0.9 * float(tally.surest):.1g} takes the surest of them",
+                "or learn all that it says: distill soft --no-labels",
+            )
 
     def close(self, model: nn.Module) -> None:
         super().close(model)

@@ -80,6 +80,16 @@ class SelfTaught(NoTeacher):
         if "teacher" in self.changed():
             yield f"--teacher {self.teacher} has no part in it: the student is its own teacher; distill soft learns from another"
 
+    def teach(self, model: nn.Module, context: Context) -> nn.Module:
+        # in a group the epochs are another's
+        if self.teacher_form == "snapshot" and self.steps is None and self.epochs <= self.period:
+            raise KdError(
+                f"the first snapshot is taken after epoch {self.period}, and --epochs is {self.epochs:g}, so that labels would teach alone",
+                f"--epochs {3 * self.period}",
+                "or --teacher-form ema, which teaches from the first step",
+            )
+        return super().teach(model, context)
+
     def source(self, context: Context) -> Source:
         return Virtual(context.task, self.correctness) if self.teacher_form == "virtual" else Itself(context.task)
 

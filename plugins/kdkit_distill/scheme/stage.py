@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kdkit.contract import Needs, TrainStage, param
 from kdkit.errors import KdError
 from kdkit_distill.response.stage import ResponseStage
+from kdkit_distill.sources import Source
+
+if TYPE_CHECKING:
+    from kdkit.context import Context
 
 
 class SeveralTeachers(ResponseStage):
@@ -41,6 +45,9 @@ class NoTeacher(ResponseStage):
 
     def references(self) -> Iterator[tuple[str, str, str]]:
         return (each for each in super().references() if each[0] != "teacher")
+
+    def source(self, context: Context) -> Source:
+        return Source()
 
 
 def refuse(stage: TrainStage) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -23,6 +23,8 @@ PREVIOUS = "the student before"
 
 class Succession(ResponseStage):
     """A scheme of several trainings of soft labels; the first student learns from the teacher, each other from the one before."""
+
+    shares_loop: ClassVar[bool] = False
 
     def terms(self, seen: Exchange) -> Iterable[Term]:
         yield Term("soft", soft_labels(seen.student.logits, seen.teacher.logits, self.temperature_at(seen.step.progress)))

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from kdkit.contract import Stage, TrainStage
 from kdkit.errors import Cancelled
-from kdkit.lines import split, write_values
-from kdkit.notebook.grammar import unresolved
 from kdkit.notebook.progress import Bar, Clock
-from kdkit.notebook.wizard.draft import Draft
+from kdkit.notebook.wizard.draft import Draft, rewritten
 from kdkit.notebook.wizard.judgement import judge
 from kdkit.notebook.wizard.pane import Pane, write
 from kdkit.versions import Version
@@ -38,13 +35,14 @@ class RunPane(Pane):
         self.judged, self.report = widgets.HTML(), widgets.HTML()
         self.rest: Draft | None = None
         self.made: Version | None = None
+        meanwhile = widgets.HTML("<small>The kernel stays free meanwhile. Cells that draw random numbers while it runs change what comes of it.</small>")
         buttons = widgets.HBox([self.start, self.cancel, self.resume, self.follow], layout={"flex_flow": "row wrap"})
-        self.box.children = [self.judged, buttons, widgets.HBox([self.whole, self.overall]), self.bar.box, self.report]
+        self.box.children = [self.judged, buttons, meanwhile, widgets.HBox([self.whole, self.overall]), self.bar.box, self.report]
         self._shape()
 
     @property
     def lines(self) -> str:
-        return self.rest.cell if self.rest is not None and not self.wizard.draft.steps else self.wizard.draft.cell
+        return self.wizard.draft.cell
 
     def refresh(self) -> None:
         verdicts = judge(self.wizard.draft, self.wizard.desk)
@@ -128,14 +126,6 @@ def _remaining(draft: Draft, done: list[Version], resumable: bool) -> Draft:
     """What is left to do; the first stage goes on from its checkpoint, where it left one."""
     steps = draft.steps[len(done) :]
     if resumable:
-        steps = ("\n".join([_resumed(line) if not number else line for number, line in enumerate(steps[0].splitlines())]), *steps[1:])
+        first, *others = steps[0].splitlines()
+        steps = ("\n".join([rewritten(first, resume=True), *others]), *steps[1:])
     return replace(draft, steps=steps, start=done[-1].name if done else draft.start)
-
-
-def _resumed(line: str) -> str:
-    made, values, _ = unresolved(split(line))
-    return " ".join([*made.id.split(".", 1), *write_values(made, values | ({"resume": True} if _trains(made) else {}))])
-
-
-def _trains(made: type[Stage]) -> bool:
-    return issubclass(made, TrainStage)
