@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from PIL import Image
 
 from notebooks.lab import PATIENCE, THEMES, Cell, Notebook, chromium, serve
 
@@ -31,6 +32,8 @@ SIZE = {"width": 1000, "height": 2400}
 """Of the page, in pixels of a screen; high enough that no output is cut off."""
 SCALE = 1.5
 """Pixels of a picture for one of the screen's."""
+COLOURS = 64
+"""Of a picture; a page of text has few, and the file is a third as large."""
 STYLE = """
 .jp-OutputArea-prompt, .jp-OutputArea-promptOverlay { display: none !important; }
 .jp-Cell-outputArea { padding: 12px; }
@@ -54,7 +57,7 @@ def pictures(notebook: Notebook, name: str, folder: Path) -> Iterator[Path]:
         if content.cell_type != "code" or not content.source.strip():
             continue
         cell = notebook.cell(index)
-        cell.select()
+        cell.activate()
         cell.start()
         cell.wait()
         if cell.error() and "raises-exception" not in content.metadata.get("tags", ()):
@@ -76,6 +79,8 @@ def picture(cell: Cell, wanted: dict[str, Any], folder: Path) -> Iterator[Path]:
         file = folder / f"{wanted['name']}-{theme}.png"
         shown = cell.output.locator(wanted["part"]).first if "part" in wanted else cell.output
         shown.screenshot(path=file, animations="disabled", style=STYLE)
+        with Image.open(file) as taken:
+            taken.convert("RGB").quantize(COLOURS).save(file, optimize=True)
         yield file
 
 

@@ -48,7 +48,7 @@ started = %kd use net --train {data} --eval {few} --measures quality parameters 
 STRETCHES = """
 w = %kd wizard --from "tune finetune --epochs 1000"
 w.open("Run")
-pane, entered, stretches, LENGTH = w.wizard.pane("Run"), [], [], 2.0
+pane, entered, stretches, LENGTH = w.wizard.pane("Run"), [], [], 3.0
 
 def observe(progress):
     \"\"\"Show the training in every second stretch of LENGTH seconds; note each stretch's CPU time and steps.\"\"\"

@@ -77,7 +77,7 @@ def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
     from kdkit.notebook.wizard.window import Wizard
 
     before = close(desk.shell)
-    wizard = Wizard(desk, before.draft if before is not None else None)
+    wizard = Wizard(desk, before.draft if before is not None else None, first="Pipeline" if stage or line else "")
     begin(wizard, stage, line)
     view = _open[desk.shell] = View(wizard)
     return view

@@ -81,6 +81,10 @@ class Wizard:
         self._build(index)
         return self.panes[index]
 
+    def is_built(self, title: str) -> bool:
+        """Whether a pane was shown or asked for."""
+        return self._built[self._index(title)]
+
     def open(self, title: str) -> None:
         """Bring a tab to the front."""
         self.tabs.selected_index = self._index(title)
