@@ -170,6 +170,12 @@ class Wizard:
             return False
         return True
 
+    def cancel(self) -> None:
+        """Ask what is being done to stop."""
+        if self.session is not None and self.busy:
+            self.say(f"{self.busy}: cancelling ...")
+            self.session.cancel()
+
     def _occupied(self) -> None:
         for pane, built in zip(self.panes, self._built, strict=True):
             if built:
