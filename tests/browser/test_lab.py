@@ -65,6 +65,13 @@ def test_axe_would_find_a_faint_text_and_a_picture_without_a_name(session):
     assert [found.split()[0] for found in violations(faint.output)] == ["color-contrast", "svg-img-alt"]
 
 
+def test_a_request_to_elsewhere_would_be_noticed(session):
+    with session.page.expect_request("http://elsewhere.example/*"):
+        session.run("""__import__("IPython").display.HTML('<img alt="" src="http://elsewhere.example/picture.png">')""")
+    assert session.outside == ["http://elsewhere.example/picture.png"]
+    session.outside.clear()
+
+
 def test_a_report_brings_its_table_and_its_curves(cells):
     output = cells["report and curves"].output
     expect(output.locator("table")).to_be_visible()
