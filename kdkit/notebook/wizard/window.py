@@ -129,7 +129,8 @@ class Wizard:
         """Tell how it stands, in words that are read out, and what is wrong, if something is."""
         write(self._status, status(text))
         known = error if isinstance(error, KdError) or error is None else KdError(f"{type(error).__name__}: {error}")
-        write(self._problem, "" if known is None else problem(known, "Stopped" if isinstance(error, Cancelled) else "Error"))
+        # a region that comes into being is read out where it is an alert, and only there
+        write(self._problem, "" if known is None else f'<div role="alert">{problem(known, "Stopped" if isinstance(error, Cancelled) else "Error")}</div>')
 
     # what it does
 
