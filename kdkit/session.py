@@ -190,8 +190,10 @@ class Session:
             KdError: what `run` would raise before it begins.
         """
         start = self.version(on)
-        steps = self._planned(Pipeline.of(stages), start)
-        return foresee(steps, self.history.model_of(start), start.name, self._context, self.objects.example())
+        with self._idle():
+            self._cancelled.clear()
+            steps = self._planned(Pipeline.of(stages), start)
+            return foresee(steps, self.history.model_of(start), start.name, self._context, self.objects.example())
 
     @keeping_modes
     def run(self, stages: Any, *, on: Any = None, label: str = "", seed: int | None = None, observe: Callable[[Progress], None] | None = None) -> Version:

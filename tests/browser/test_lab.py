@@ -65,6 +65,13 @@ def test_axe_would_find_a_faint_text_and_a_picture_without_a_name(session):
     assert [found.split()[0] for found in violations(faint.output)] == ["color-contrast", "svg-img-alt"]
 
 
+def test_a_request_to_elsewhere_would_be_noticed(session):
+    # the browser finds no other machine, so it fails
+    session.page.evaluate("fetch('http://elsewhere.example/picture.png').catch(() => null)")
+    assert session.outside == ["http://elsewhere.example/picture.png"]
+    session.outside.clear()
+
+
 def test_a_report_brings_its_table_and_its_curves(cells):
     output = cells["report and curves"].output
     expect(output.locator("table")).to_be_visible()

@@ -136,7 +136,8 @@ class Wizard:
         write(self._status, status(text))
         known = error if isinstance(error, KdError) or error is None else KdError(f"{type(error).__name__}: {error}")
         self.told = text if known is None else f"{text}\n{known}".strip()
-        write(self._problem, "" if known is None else problem(known, "Stopped" if isinstance(error, Cancelled) else "Error"))
+        # a region that comes into being is read out where it is an alert, and only there
+        write(self._problem, "" if known is None else f'<div role="alert">{problem(known, "Stopped" if isinstance(error, Cancelled) else "Error")}</div>')
 
     # what it does
 
@@ -176,6 +177,12 @@ class Wizard:
             self.say(f"{what}: not begun", error)
             return False
         return True
+
+    def cancel(self) -> None:
+        """Ask what is being done to stop."""
+        if self.session is not None and self.busy:
+            self.say(f"{self.busy}: cancelling ...")
+            self.session.cancel()
 
     def _occupied(self) -> None:
         for pane, built in zip(self.panes, self._built, strict=True):

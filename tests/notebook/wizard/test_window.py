@@ -104,6 +104,22 @@ def test_a_pipeline_is_put_together_reordered_changed_and_foretold(wizard):
     assert len(wizard.session.versions) == 1, "nothing was run"
 
 
+def test_a_stage_that_is_foretold_by_doing_it_waits_for_its_button_and_can_be_stopped(wizard, offered):
+    offered(Slow)
+    add(wizard, "tune test-slow", seconds=0.05)
+    pane = wizard.pane("Pipeline")
+    assert "Predict foretells" in pane.forecast.value
+    press(wizard, pane.predict)
+    assert "tune test-slow" in pane.forecast.value
+    add(wizard, "tune test-slow")
+    pane.predict.click()
+    until(lambda: not pane.stop.disabled)
+    pane.stop.click()
+    wizard.worker.wait(10)
+    assert "cancelled" in told(wizard)
+    assert len(wizard.session.versions) == 1
+
+
 def test_an_order_that_cannot_be_is_marked_with_its_remedy_before_it_is_added_and_after(wizard):
     pane = wizard.pane("Pipeline")
     add(wizard, "quantize static")
@@ -283,6 +299,7 @@ def test_a_version_is_saved_exported_reported_and_made_code_of(wizard, tmp_path)
     pane.choice.value = "code"
     press(wizard, pane.go)
     assert "notebook:insert-cell-below" in pane.result.value
+    assert not wizard.desk.shell.payload_manager.read_payload(), "no cell asked for a cell below it"
 
 
 # opening and closing

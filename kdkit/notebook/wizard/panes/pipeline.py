@@ -13,6 +13,7 @@ import ipywidgets as widgets
 
 from kdkit.contract import Stage, describe
 from kdkit.errors import KdError
+from kdkit.forecast import Plan
 from kdkit.lines import split
 from kdkit.notebook.desk import Aside
 from kdkit.notebook.grammar import read, unresolved
@@ -46,12 +47,13 @@ class PipelinePane(Pane):
         self.running = Form(Running, partial(offers, self.wizard.desk), fields=["on", "as_", "seed"])
         self.forecast = widgets.HTML()
         self.predict = self.button("Predict", "foretell parameters, bytes and MACs; nothing is run", self._predict)
+        self.stop = self.button("Stop", "stop what is being done within a second", self.wizard.cancel, "danger")
         self.forget = self.button("Remove all steps", "begin the pipeline anew", self._forget)
         self.rows: list[Row] = []
         self.steps = widgets.VBox()
         self.form: Form | None = None
         self.editing: int | None = None
-        self._quick = True
+        self._quick, self._fit, self._foreseen = True, False, ""
         self._forms: dict[str, Form] = {}
         self._chosen()
         self._technique()
@@ -60,7 +62,7 @@ class PipelinePane(Pane):
         self.technique.observe(self._technique, "value")
         self.running.on_change(self._placed)
         palette = [self.family, self.technique, self.about, self.place, self.candidate, widgets.HBox([self.add, self.change, self.leave])]
-        chosen = [self.running.box, self.steps, widgets.HBox([self.predict, self.forget]), self.forecast]
+        chosen = [self.running.box, self.steps, widgets.HBox([self.predict, self.stop, self.forget]), self.forecast]
         self.box.children = [widgets.HTML(heading("A technique")), *palette, widgets.HTML(heading("The pipeline")), *chosen]
 
     @property
@@ -180,32 +182,48 @@ class PipelinePane(Pane):
         self.steps.children = [row.box for row in self.rows[: len(self.wizard.draft.steps)]]
         self.change.layout.display = self.leave.layout.display = None if self.editing is not None else "none"
         self._judge_candidate()
-        self.predict.disabled = not self.wizard.draft.steps or not all(verdict.fits for verdict in verdicts)
-        if not self.wizard.draft.steps:
-            write(self.forecast, "")
-        elif self._quick and not self.predict.disabled and not self.wizard.busy:
-            self._predict()
-        else:
-            write(self.forecast, "")
+        self._fit = bool(verdicts) and all(verdict.fits for verdict in verdicts)
+        self._shape()
+        if self.wizard.draft.cell == self._foreseen:
+            return
+        self._foreseen = self.wizard.draft.cell
+        write(self.forecast, "<p>Predict foretells parameters, bytes and MACs.</p>" if self._fit else "")
+        if self._fit and not self.wizard.busy and self._quick and all(map(_is_foretold_cheaply, verdicts)):
+            self._predict_at_once()
 
     def _predict(self) -> None:
-        """Foretell what the draft would do, as `--dry-run` does."""
+        """Foretell in the worker's thread what the draft would do, as `--dry-run` does."""
+        self.wizard.do("predicting", replace(self.wizard.draft, dry_run=True).cell, then=self._foretold)
+
+    def _foretold(self, plan: Plan | None, error: BaseException | None = None) -> None:
+        write(self.forecast, plan._repr_html_() if plan is not None else "")
+
+    def _predict_at_once(self) -> None:
+        """The same here and now, for what is foretold without doing it."""
         began = time.monotonic()
-        write(self.forecast, "<p>predicting ...</p>")
         try:
             aside = Aside(self.wizard.desk)
-            plan = read(replace(self.wizard.draft, dry_run=True).cell, aside).verb.run(aside)
-            write(self.forecast, plan._repr_html_())
+            self._foretold(read(replace(self.wizard.draft, dry_run=True).cell, aside).verb.run(aside))
         except KdError as error:
             write(self.forecast, problem(error))
         self._quick = time.monotonic() - began < QUICK_S
 
+    def _shape(self) -> None:
+        busy = bool(self.wizard.busy)
+        self.predict.disabled = busy or not self._fit
+        self.stop.disabled = not busy
+
     def busy(self, busy: bool) -> None:
-        self.predict.disabled = busy or not self.wizard.draft.steps
+        self._shape()
 
     def unseen(self) -> Iterable[Any]:
         yield from (row.box for row in self.rows)
         yield from (form.box for form in self._forms.values())
+
+
+def _is_foretold_cheaply(verdict: Verdict) -> bool:
+    """Whether each of a step's stages says what it leaves behind without doing its work."""
+    return isinstance(verdict.found, list) and all(type(step.stage).forecast is not Stage.forecast for step in verdict.found)
 
 
 class Row:

@@ -26,7 +26,7 @@ class RunPane(Pane):
 
     def build(self) -> None:
         self.start = self.button("Run", "run the pipeline; each stage that succeeds is a version", self._run, "primary")
-        self.cancel = self.button("Cancel", "stop within a second; the session stays as it was before the stage that runs", self._cancel, "danger")
+        self.cancel = self.button("Cancel", "stop within a second; the session stays as it was before the stage that runs", self.wizard.cancel, "danger")
         self.resume = self.button("Resume", "go on behind the last step that was done", self._resume)
         self.follow = self.button("Go on from the result", "begin the next pipeline with the version that was made", self._follow)
         self.whole = widgets.FloatProgress(min=0, max=1, layout={"width": "16em"})
@@ -90,11 +90,6 @@ class RunPane(Pane):
             share = progress.done / progress.total if progress.total else 0.0
             self.whole.value = (progress.part - 1 + min(share, 1.0)) / progress.parts
             self.overall.value = f"stage {progress.part} of {progress.parts}"
-
-    def _cancel(self) -> None:
-        if self.wizard.session is not None and self.wizard.busy:
-            self.wizard.say("cancelling ...")
-            self.wizard.session.cancel()
 
     def _end(self, draft: Draft, before: int, made: Any, error: BaseException | None) -> None:
         session = self.wizard.session

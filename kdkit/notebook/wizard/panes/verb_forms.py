@@ -32,7 +32,7 @@ class VerbForms(Pane):
         self.forms: dict[str, Form] = {}
         self.took: dict[str, float] = {}
         self.go = self.button(self.press, "carry out the line below", self.carry_out, "primary")
-        self.cancel = self.button("Stop", "stop within a second", self._cancel, "danger")
+        self.cancel = self.button("Stop", "stop within a second", self.wizard.cancel, "danger")
         self.bar, self.clock = Bar(place=None), Clock()
         self.bar.box.layout.display = "none"
         self.choice.observe(self._chosen, "value")
@@ -98,10 +98,6 @@ class VerbForms(Pane):
         text = self.clock.tell(progress)
         if text:
             self.bar.show(progress, text)
-
-    def _cancel(self) -> None:
-        if self.wizard.session is not None and self.wizard.busy:
-            self.wizard.session.cancel()
 
     def refresh(self) -> None:
         self.form.refresh()
