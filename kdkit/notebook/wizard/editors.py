@@ -61,25 +61,20 @@ class Plain(Editor):
         self.widget = self.first = widget
 
 
+NOTHING, OTHER = "(not set)", "something else"
+"""Entries of lists that stand for None, as a list whose value is None shows no entry at all; and for what is written."""
+
+
 class Choice(Plain):
     """An entry of a list."""
 
     @property
     def value(self) -> Any:
-        return self.first.value
+        return None if self.first.value == NOTHING else self.first.value
 
     @value.setter
     def value(self, value: Any) -> None:
-        choose(self.first, value)
-
-
-def choose(dropdown: Any, value: Any) -> None:
-    """Choose the entry that stands for a value; by its place, since a list whose value is set to None shows nothing at all.
-
-    Raises:
-        ValueError: it has no such entry.
-    """
-    dropdown.index = [each for _, each in dropdown.options].index(value)
+        self.first.value = NOTHING if value is None else value
 
 
 class Words(Editor):
@@ -108,14 +103,11 @@ class Words(Editor):
         return word
 
 
-NOTHING, OTHER = "(not set)", "something else"
-
-
 class Named(Editor):
     """A name among those offered, or something else that is written: a name, or `{an expression}`."""
 
     def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool, default: Any = None):
-        self.none, self.default = [(NOTHING, None)] if optional else [], [default] if isinstance(default, str) else []
+        self.none, self.default = [(NOTHING, NOTHING)] if optional else [], [default] if isinstance(default, str) else []
         self.first = widgets.Dropdown(description=label, options=self._entries(names), tooltip=hint, style=LABEL, layout={"width": WIDE})
         self.text = widgets.Text(description=f"{label}, written", tooltip="a name, or {an expression}", style=LABEL, layout={"width": WIDE, "display": "none"})
         self.first.observe(self._shown, "value")
@@ -130,16 +122,16 @@ class Named(Editor):
         chosen = self.first.value
         if chosen == OTHER:
             return read_word(self.text.value)
-        return chosen
+        return None if chosen == NOTHING else chosen
 
     @value.setter
     def value(self, value: Any) -> None:
-        known = [each for _, each in self.first.options]
-        if value in known and value != OTHER:
-            choose(self.first, value)
+        entry = NOTHING if value is None else value
+        if entry != OTHER and entry in [each for _, each in self.first.options]:
+            self.first.value = entry
         else:
             self.text.value = write_word(value)
-            choose(self.first, OTHER)
+            self.first.value = OTHER
 
     def offer(self, names: Sequence[str | Reference]) -> None:
         said = self.value
@@ -156,7 +148,7 @@ class Named(Editor):
 
 
 def _named(names: Sequence[str | Reference]) -> list[tuple[str, Any]]:
-    return [(name.source if isinstance(name, Reference) else name or NOTHING, name) for name in dict.fromkeys(names) if name != OTHER]
+    return [(name.source if isinstance(name, Reference) else name or NOTHING, name) for name in dict.fromkeys(names) if name not in (NOTHING, OTHER)]
 
 
 def read_word(text: str) -> Any:
@@ -222,7 +214,7 @@ def editor(settings: type[Settings], name: str, label: str, hint: str, names: Se
         return Optional(label, Words(label, this.base, hint)) if this.optional else Words(label, this.base, hint)
     if this.choices or (this.base is bool and this.optional):
         choices = [(str(choice), choice) for choice in this.choices] or [("yes", True), ("no", False)]
-        options = [*([(NOTHING, None)] if this.optional else []), *choices]
+        options = [*([(NOTHING, NOTHING)] if this.optional else []), *choices]
         return Choice(widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE}))
     if refers(settings, name) not in ("", "path") or names:
         field = settings.model_fields[name]

@@ -196,6 +196,12 @@ def test_the_default_is_always_among_what_is_offered():
     assert form.control("teacher").first.label == "teacher"
 
 
+def test_what_must_be_named_is_empty_where_nothing_is_offered():
+    form = Form(verbs()["use"], fields=["model"])
+    assert form.values() == {}
+    assert "model" in form.problem.message
+
+
 def test_something_else_shows_a_field_for_it():
     named = Named("teacher", ["a"], "a model", optional=False)
     assert named.text.layout.display == "none"
