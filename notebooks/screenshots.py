@@ -8,7 +8,8 @@ The notebook is run from top to bottom, and stays as it is on disk. A cell says 
                  {"name": "wizard-run", "press": ["Run", "Start"], "until": "done"}]
 
 `press` names tabs and buttons of the output that are pressed first, in turn; `until` is a text that is waited for after that; `part` is the CSS selector of
-what is to be seen of the output, where that is not the whole. A name gives the files `NAME-light.png` and `NAME-dark.png`, which the README shows to readers of either kind:
+what is to be seen of the output, where that is not the whole. A name gives the files `NAME-light.png` and `NAME-dark.png`, which the README shows to
+readers of either kind:
 
     <picture>
       <source media="(prefers-color-scheme: dark)" srcset="pictures/wizard-run-dark.png">
