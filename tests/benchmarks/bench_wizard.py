@@ -48,7 +48,7 @@ started = %kd use net --train {data} --eval {few} --measures quality parameters 
 STRETCHES = """
 w = %kd wizard --from "tune finetune --epochs 1000"
 w.open("Run")
-pane, entered, stretches, LENGTH = w.wizard.pane("Run"), [], [], 3.0
+pane, entered, stretches, showing, LENGTH = w.wizard.pane("Run"), [], [], [], 3.0
 
 def observe(progress):
     \"\"\"Show the training in every second stretch of LENGTH seconds; note each stretch's CPU time and steps.\"\"\"
@@ -58,7 +58,9 @@ def observe(progress):
             stretches.append((entered[3], time.process_time() - entered[1], progress.done - entered[2]))
         entered[:] = [now, time.process_time(), progress.done, not (entered and entered[3])]
     if entered[3]:
+        began = time.thread_time()
         pane._observe(progress)
+        showing.append(time.thread_time() - began)
 
 begun = w.wizard.do("training", w.lines, observe)
 while len(stretches) < 2 * ROUNDS + 2:
@@ -177,22 +179,24 @@ def again(there: Kernel, line: str, rounds: int, before: str = "None") -> list[t
 
 
 def clicks(there: Kernel, rounds: int) -> list[tuple[float, float, int, int]]:
-    """From the click on Run to the first words about a step."""
+    """From the click on Run to the first words about a step of the training."""
     found = []
     for _ in range(rounds):
         there.run('w = %kd wizard --from "tune finetune --epochs 1000"\nw.open("Run")\nw')
         before = there.ask("time.process_time()")
-        seconds = there.click("Run", lambda state: " · " in str(state.get("value", "")))
+        seconds = there.click("Run", lambda state: " · epoch " in str(state.get("value", "")))
         found.append((seconds, there.ask("time.process_time()") - before, 0, 0))
         there.run("w.wizard.session.cancel(); w.wait()")
     return found
 
 
-def updates(there: Kernel, rounds: int) -> list[float]:
-    """CPU time of a step that is shown to one that is not, of neighbouring stretches."""
+def updates(there: Kernel, rounds: int) -> tuple[list[float], float]:
+    """CPU time of a step that is shown to one that is not, of neighbouring stretches; and the share of the shown ones that the training's
+    thread spends in showing."""
     there.run(STRETCHES.replace("ROUNDS", str(rounds)), 600)
     stretches = [(shown, cpu / steps) for shown, cpu, steps in there.ask("stretches")][2:]
-    return sorted(one[1] / other[1] for one, other in zip(stretches[::2], stretches[1::2], strict=False))
+    ratios = sorted(one[1] / other[1] for one, other in zip(stretches[::2], stretches[1::2], strict=False))
+    return ratios, there.ask("sum(showing) / sum(cpu for shown, cpu, _ in stretches if shown)")
 
 
 def main() -> None:
@@ -208,10 +212,11 @@ def main() -> None:
         there.run("%kd wizard distill soft")
         for line in ("%kd wizard", "%kd wizard distill soft"):
             rows.append(row(f"`{line}`, again", "0.5 s", again(there, line, rounds)))
-        rows.append(row("click on Run to the first progress", "1.5 s", clicks(there, rounds)))
-        ratios = updates(there, 2 * rounds)
+        rows.append(row("click on Run to the first step that is told", "1.5 s", clicks(there, rounds)))
+        ratios, share = updates(there, 2 * rounds)
         told = f"{statistics.median(ratios):.3f} ({statistics.quantiles(ratios)[0]:.3f} - {statistics.quantiles(ratios)[2]:.3f})"
         rows.append(["a step that is shown to one that is not, CPU time, quartiles", "1.02", told, "", "", "", len(ratios)])
+        rows.append(["the share of its CPU time in which its thread shows it", "0.02", f"{share:.4f}", "", "", "", 1])
         there.run("for _ in range(199): made = get_ipython().run_line_magic('kd', 'tune finetune --steps 1 --quiet')", 600)
         rows.append(row("Compare with 200 versions, opened", "0.5 s", again(there, 'w.open("Compare")', rounds, "w = %kd wizard")))
         redraw = 'w.set("cost", "size")'
