@@ -7,7 +7,7 @@ A kernel of its own does the work, as in JupyterLab; here stand the other end of
 message about a widget. What a browser does with them is not in it. Beside the time stands the kernel's CPU time, which other processes
 disturb less. For the updates, one training is shown in every second stretch and not in between.
 
-    python -m tests.benchmarks.bench_wizard [--rounds 7]
+    python -m tests.benchmarks.bench_wizard [--rounds 7]          # five minutes
 
 Nothing here asserts a time; the table is printed and written to results/wizard.json and .md.
 """
@@ -48,7 +48,7 @@ started = %kd use net --train {data} --eval {few} --measures quality parameters 
 STRETCHES = """
 w = %kd wizard --from "tune finetune --epochs 1000"
 w.open("Run")
-pane, entered, stretches, showing, LENGTH = w.wizard.pane("Run"), [], [], [], 3.0
+pane, entered, stretches, showing, LENGTH = w.wizard.pane("Run"), [], [], [], 1.0
 
 def observe(progress):
     \"\"\"Show the training in every second stretch of LENGTH seconds; note each stretch's CPU time and steps.\"\"\"
@@ -213,7 +213,7 @@ def main() -> None:
         for line in ("%kd wizard", "%kd wizard distill soft"):
             rows.append(row(f"`{line}`, again", "0.5 s", again(there, line, rounds)))
         rows.append(row("click on Run to the first step that is told", "1.5 s", clicks(there, rounds)))
-        ratios, share = updates(there, 2 * rounds)
+        ratios, share = updates(there, 10 * rounds)
         told = f"{statistics.median(ratios):.3f} ({statistics.quantiles(ratios)[0]:.3f} - {statistics.quantiles(ratios)[2]:.3f})"
         rows.append(["a step that is shown to one that is not, CPU time, quartiles", "1.02", told, "", "", "", len(ratios)])
         rows.append(["the share of its CPU time in which its thread shows it", "0.02", f"{share:.4f}", "", "", "", 1])

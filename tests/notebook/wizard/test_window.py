@@ -373,6 +373,16 @@ def test_opening_another_closes_the_one_that_was_open_and_so_does_unloading(cell
     assert count() == before
 
 
+def test_a_wizard_that_is_opened_on_a_form_builds_that_tab_alone(cells, monkeypatch):
+    desk = notebook.desk_of(cells.shell)
+    monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
+    wizard = opening.open_wizard(desk, "distill.soft").wizard
+    assert [pane.title for pane in wizard.panes if wizard.is_built(pane.title)] == ["Pipeline"]
+    wizard.open("Model")
+    assert not wizard.is_built("Data and task")
+    opening.close(cells.shell)
+
+
 def test_its_text_is_short_and_stable(wizard):
     add(wizard, "prune channels")
     assert repr(wizard) == "kdkit wizard: 1 steps on @base"
