@@ -206,6 +206,10 @@ class _Words:
             from kdkit.plugins import manager
 
             yield from ((plugin.name, "plugin") for plugin in manager().plugins())
+        if what == "technique" and "torch" in sys.modules:
+            from kdkit.plugins import manager
+
+            yield from ((id, "technique") for id in manager().stages() if manager().provider(id).name == "notebook")
         if what == "path":
             yield from ((path.name + "/" * path.is_dir(), "path") for path in sorted(Path().iterdir()) if not path.name.startswith("."))
 
