@@ -59,7 +59,7 @@ def size_bytes(model: nn.Module) -> int:
     """
     if answer := getattr(model, "kdkit_size_bytes", None):
         return answer()
-    parts = [part for value in model.state_dict().values() for tensor in _tensors_in(value) for part in _parts(tensor)]
+    parts = [part for value in model.state_dict().values() for tensor in _tensors_in(value) for part in plain_parts(tensor)]
     return sum(part.nbytes for part in {_key(part): part for part in parts}.values())
 
 
@@ -80,11 +80,11 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(item)
 
 
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
+def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a tensor is stored in."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name))
+            yield from plain_parts(getattr(tensor, name))
     elif tensor.is_sparse:
         yield from (tensor._indices(), tensor._values())
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -289,7 +289,7 @@ def _storages(tensors: Iterable[Tensor]) -> dict[StorageWeakRef, int]:
 
 def _strided(items: Iterable[Any]) -> Iterator[Tensor]:
     """The plain tensors with a storage that the items are made of."""
-    return (part for item in items if isinstance(item, Tensor) for part in _parts(item) if part.layout is torch.strided)
+    return (part for item in items if isinstance(item, Tensor) for part in plain_parts(item) if part.layout is torch.strided)
 
 
 def _held(tensor: Tensor) -> int:

@@ -29,13 +29,17 @@ not fit. But it must run on one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from kdkit.errors import KdError, did_you_mean
 from kdkit.testing.report import Conformance, Conformances, Finding
 
 if TYPE_CHECKING:
     from kdkit.contract import Stage
+    from kdkit.testing.checks import Case
 
 __all__ = ["Conformance", "Conformances", "Finding", "check_plugin", "check_stage", "conformance"]
 
@@ -53,7 +57,61 @@ def check_stage(stage: type[Stage] | Stage | str, *, models: Iterable[str] | Non
     Raises:
         KdError: there is no such model, or no such stage.
     """
-    raise NotImplementedError
+    from kdkit.contract import Stage
+    from kdkit.testing import zoo
+    from kdkit.testing.checks import CHECKS, judged, schema_faults
+    from kdkit.testing.samples import in_help, usual
+
+    names = tuple(models if models is not None else zoo.MODELS)
+    for name in names:
+        zoo.make(name)
+    made = usual(stage) if isinstance(stage, str) else stage
+    kind = type(made) if isinstance(made, Stage) else made
+    if wrong := list(schema_faults(kind)):
+        return Conformance(_title(kind), tuple(CHECKS), tuple(Finding(CHECKS[0], what) for what in wrong))
+    with _offered(kind):
+        case = _tried(usual(made), names)
+        if isinstance(made, type) and not case.trials:
+            # what its defaults leave out, such as who teaches, the line of its help says
+            with contextlib.suppress(KdError):
+                case = _tried(in_help(kind), names)
+        found = tuple(Finding(check, what, where) for check, what, where in judged(case, CHECKS))
+    ran = tuple(trial.name for trial in case.whole)
+    return Conformance(_title(kind), tuple(CHECKS), found, ran, case.refused)
+
+
+def _tried(stage: Stage, names: tuple[str, ...]) -> Case:
+    from kdkit.testing.checks import Case
+    from kdkit.testing.trial import fits
+
+    return Case(stage, *fits(stage, names))
+
+
+def _title(stage: type[Stage]) -> str:
+    return str(stage.id).replace(".", " ", 1) or stage.__name__
+
+
+@contextlib.contextmanager
+def _offered(stage: type[Stage]) -> Iterator[None]:
+    """The stage as one that a line can name, for the while, where no plugin offers it yet.
+
+    Raises:
+        KdError: a plugin offers another stage by its id.
+    """
+    from kdkit.plugins import manager
+
+    if manager().stages().get(stage.id) is stage:
+        yield
+        return
+    cells = manager().get_plugin("notebook").stages  # type: ignore[union-attr]
+    before = dict(cells)
+    manager().offer(stage)
+    try:
+        yield
+    finally:
+        cells.clear()
+        cells.update(before)
+        manager().forget()
 
 
 def check_plugin(name: str, *, models: Iterable[str] | None = None) -> Conformances:
@@ -64,14 +122,55 @@ def check_plugin(name: str, *, models: Iterable[str] | None = None) -> Conforman
         models: as for `check_stage`.
 
     Raises:
-        KdError: there is no such plugin, or it is not loaded.
+        KdError: there is no such plugin, it is not loaded, or it offers no stage.
+
+    >>> check_plugin("tune", models=["mlp"])
+    tune: 1 of 1 stages conform
+    tune finetune: 16 of 16 checks hold; ran on mlp
     """
-    raise NotImplementedError
+    chosen = None if models is None else tuple(models)
+    return Conformances(name, tuple(check_stage(stage, models=chosen) for stage in _stages_of(name)))
+
+
+def _stages_of(name: str) -> list[type[Stage]]:
+    from kdkit.plugins import manager
+
+    found = [plugin for plugin in manager().plugins() if name in (plugin.name, plugin.distribution)]
+    if not found:
+        raise KdError(f"no plugin {name!r}", did_you_mean(name, [plugin.name for plugin in manager().plugins()]), "%kd plugins lists them")
+    if down := [plugin for plugin in found if plugin.status != "ok"]:
+        raise KdError(f"plugin {name} is {down[0].status}: {down[0].reason}", "mend that first, or %kd plugins unblock NAME")
+    stages = [stage for id, stage in manager().stages().items() if any(id in plugin.offers for plugin in found)]
+    if not stages:
+        raise KdError(f"plugin {name} offers no stage", "kdkit.testing checks stages; %kd plugins shows what it offers")
+    return stages
 
 
 def conformance(*stages: type[Stage] | Stage | str, models: Iterable[str] | None = None) -> Callable[..., Any]:
     """A test for pytest, one case a stage and check.
 
+    Args:
+        stages: each a class, an instance or a line, as for `check_stage`.
+        models: as for `check_stage`.
+
     >>> test_conformance = conformance("decompose svd --ratio 0.4", models=["mlp"])
     """
-    raise NotImplementedError
+    import pytest
+
+    from kdkit.testing.checks import CHECKS
+
+    chosen = None if models is None else tuple(models)
+    report = functools.cache(lambda number: check_stage(stages[number], models=chosen))
+
+    @pytest.mark.parametrize("check", [check.name for check in CHECKS])
+    @pytest.mark.parametrize("number", range(len(stages)), ids=list(map(_named, stages)))
+    def test_conformance(number: int, check: str) -> None:
+        found = report(number).of(check)
+        if not found.ok:
+            pytest.fail(repr(found), pytrace=False)
+
+    return test_conformance
+
+
+def _named(stage: type[Stage] | Stage | str) -> str:
+    return stage.removeprefix("%kd ") if isinstance(stage, str) else _title(stage if isinstance(stage, type) else type(stage))

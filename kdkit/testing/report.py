@@ -63,7 +63,11 @@ class Conformance:
     def of(self, check: str) -> Conformance:
         """The report of one check alone."""
         return Conformance(
-            self.title, tuple(each for each in self.checks if each.name == check), tuple(each for each in self.findings if each.check.name == check), self.ran, self.refused
+            self.title,
+            tuple(each for each in self.checks if each.name == check),
+            tuple(each for each in self.findings if each.check.name == check),
+            self.ran,
+            self.refused,
         )
 
     def require(self) -> Conformance:

@@ -1,4 +1,4 @@
-"""Tiny models for the tests: seeded, fast on one core, one of each kind that compression treats differently.
+"""Tiny models to try things on, with data: seeded, fast on one core, one of each kind that compression treats differently.
 
 >>> net = cnn()
 >>> batch("cnn").call(net).shape
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch
+from kdkit.data import Batch, Data, adopt_data
+from kdkit.errors import KdError, did_you_mean
 
 CLASSES = 4
 VOCABULARY = 96
@@ -101,7 +102,7 @@ class Lstm(nn.Module):
         return self.head(states[:, -1])
 
 
-def _seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make().eval()
@@ -114,37 +115,37 @@ def _seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return model
 
 
-def mlp() -> nn.Module:
+def mlp(seed: int = 0) -> nn.Module:
     """An `Mlp` in eval mode, about 1.7 k parameters."""
-    return _seeded(Mlp)
+    return _seeded(Mlp, seed)
 
 
-def cnn() -> nn.Module:
+def cnn(seed: int = 0) -> nn.Module:
     """A `Cnn` in eval mode, with BatchNorm statistics as if trained."""
-    return _seeded(Cnn)
+    return _seeded(Cnn, seed)
 
 
-def depthwise() -> nn.Module:
+def depthwise(seed: int = 0) -> nn.Module:
     """A `Depthwise` in eval mode."""
-    return _seeded(Depthwise)
+    return _seeded(Depthwise, seed)
 
 
-def lstm() -> nn.Module:
+def lstm(seed: int = 0) -> nn.Module:
     """An `Lstm` in eval mode."""
-    return _seeded(Lstm)
+    return _seeded(Lstm, seed)
 
 
-def tiny_bert(num_labels: int = 2) -> nn.Module:
+def tiny_bert(num_labels: int = 2, seed: int = 0) -> nn.Module:
     """A BertForSequenceClassification: 2 layers, width 32, 4 heads of 8, feed-forward 64."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32, num_labels=num_labels
     )
-    return _seeded(lambda: BertForSequenceClassification(config))
+    return _seeded(lambda: BertForSequenceClassification(config), seed)
 
 
-def tiny_llama() -> nn.Module:
+def tiny_llama(seed: int = 0) -> nn.Module:
     """A LlamaForCausalLM: 2 layers, width 32, 4 query heads over 2 key-value heads of 8, feed-forward 64."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -152,15 +153,15 @@ def tiny_llama() -> nn.Module:
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=32,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    return _seeded(lambda: LlamaForCausalLM(config))
+    return _seeded(lambda: LlamaForCausalLM(config), seed)
 
 
-def tiny_gpt2() -> nn.Module:
+def tiny_gpt2(seed: int = 0) -> nn.Module:
     """A GPT2LMHeadModel (Conv1D layers, tied embeddings): 2 layers, width 32, 4 heads."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2)
-    return _seeded(lambda: GPT2LMHeadModel(config))
+    return _seeded(lambda: GPT2LMHeadModel(config), seed)
 
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -172,6 +173,18 @@ MODELS: dict[str, Callable[[], Any]] = {
     "tiny_llama": tiny_llama,
     "tiny_gpt2": tiny_gpt2,
 }
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """A model of the zoo by name.
+
+    Raises:
+        KdError: it has none of that name.
+    """
+    if name not in MODELS:
+        raise KdError(f"the zoo has no {name!r}", did_you_mean(name, MODELS), f"models: {', '.join(MODELS)}")
+    return MODELS[name](seed=seed)
+
 
 _NAMES = {
     "Mlp": "mlp", "Cnn": "cnn", "Depthwise": "depthwise", "Lstm": "lstm",
@@ -199,3 +212,20 @@ def batch(model: str | nn.Module, items: int = ITEMS, seed: int = 1) -> Batch:
         return Batch((ids,), labels=integers(CLASSES, items))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return Batch(kwargs=inputs, labels=integers(2, items) if name == "tiny_bert" else ids.clone())
+
+
+def data(model: str, items: int = 2 * ITEMS, seed: int = 1) -> Data:
+    """Labelled data for a model of the zoo, in batches of `ITEMS`; its items have numbers."""
+    found = batch(model, items, seed)
+    rows = [{**{key: item[row] for key, item in found.kwargs.items()}, "labels": found.labels[row]} for row in range(items)]
+    return adopt_data((found.args[0], found.labels) if found.args else rows, ITEMS)
+
+
+def tokenizer() -> Any:
+    """A tokenizer over the zoo's vocabulary, a word an id: "w3" is 3."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w0")

@@ -1,0 +1,125 @@
+"""Samples: a stage to try, and values for its parameters, good ones and bad ones, out of what it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdkit.contract import Stage
+from kdkit.errors import KdError
+from kdkit.lines import Reference, kind, option, read_options, refers, split
+from kdkit.pipeline import Pipeline
+
+ABSENT_LAYER = "no_layer_of_this_name"
+
+
+def usual(stage: type[Stage] | Stage | str) -> Stage:
+    """A stage as it is tried: with its defaults where it has them, else as the line in its help says it.
+
+    Raises:
+        KdError: a line that is no stage, or a help line that can't be read.
+    """
+    if isinstance(stage, Stage):
+        return stage
+    if isinstance(stage, str):
+        return Pipeline.of(stage).stages[0]
+    required = [name for name, field in stage.model_fields.items() if field.is_required()]
+    return in_help(stage) if required else stage.build(stage.id.replace(".", " ", 1), {})
+
+
+def in_help(stage: type[Stage]) -> Stage:
+    """The stage that the example line of its help makes; `{name}` stands for the object that the zoo has for it.
+
+    Raises:
+        KdError: the line can't be read.
+    """
+    from kdkit.notebook.help import sample
+
+    return of_line(stage, sample(stage))
+
+
+def of_line(stage: type[Stage], line: str) -> Stage:
+    """The stage that a `%kd` line makes, without what every line may say beside it."""
+    from kdkit.notebook.verbs import Line, Running
+
+    title = stage.id.replace(".", " ", 1)
+    words = split(line.removeprefix("%kd "))
+    if words[:2] != title.split():
+        raise KdError(f"{line!r} is no line of {title}", f"begin it with %kd {title}")
+
+    def named(name: str, word: Any) -> Any:
+        return OBJECTS[refers(stage, name)].get(word.source, next(iter(OBJECTS[refers(stage, name)]))) if isinstance(word, Reference) else word
+
+    values = read_options(stage, words[2:], title, named, (Running, Line))
+    return stage.build(title, {name: value for name, value in values.items() if name in stage.model_fields})
+
+
+OBJECTS: Mapping[str, Mapping[str, str]] = {
+    "model": {name: name for name in ("teacher", "one", "other")},
+    "data": {name: name for name in ("train", "eval", "calibration", "validation", "labelled", "unlabelled")},
+    "function": {"function": "function"},
+    "object": {"object": "object"},
+    "layers": {"layer": ""},
+    "": {"value": ""},
+}
+"""Names of the zoo's objects by what an option refers to; the first stands for one that the zoo does not know."""
+
+
+def good(stage: Stage) -> Iterator[tuple[str, Any]]:
+    """(parameter, value) for values that its declaration allows, beside those of the stage itself."""
+    for name in type(stage).model_fields:
+        this = kind(type(stage), name)
+        values = list(this.choices) or _within(type(stage), name) if this.base is not str or this.choices else _texts(type(stage), name)
+        yield from ((name, (value, *values[:1]) if this.many else value) for value in values)
+        if this.optional:
+            yield name, None
+
+
+def _within(stage: type[Stage], name: str) -> list[Any]:
+    this = kind(stage, name)
+    if this.base is bool:
+        return [True, False]
+    limits = bounds(stage, name)
+    step = 1 if this.base is int else 1e-3
+    ends = [value for value in (limits.get("ge"), limits.get("le")) if value is not None]
+    ends += [limits["gt"] + step] if "gt" in limits else []
+    ends += [limits["lt"] - step] if "lt" in limits else []
+    return [this.base(value) for value in ends] or [this.base(3), this.base(-2)]
+
+
+def _texts(stage: type[Stage], name: str) -> list[str]:
+    """Words as people write them, for options that take any."""
+    return ["layer1.*", "it's", '{a} "b"', "-x #1"] if refers(stage, name) in ("", "layers") else []
+
+
+def bad(stage: type[Stage]) -> Iterator[tuple[str, Any]]:
+    """(parameter, value) for values that its declaration rules out."""
+    for name in stage.model_fields:
+        this, limits = kind(stage, name), bounds(stage, name)
+        wrong: list[Any] = [limits[word] + step for word, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)) if word in limits]
+        wrong += ["none_of_these"] if this.choices or this.base in (int, float) else []
+        yield from ((name, (value,) if this.many else value) for value in wrong)
+
+
+def bounds(stage: type[Stage], name: str) -> dict[str, float]:
+    """The bounds of a number, by the words `param` has for them."""
+    return {word: float(bound) for rule in stage.model_fields[name].metadata for word in ("ge", "gt", "le", "lt") if (bound := getattr(rule, word, None)) is not None}
+
+
+def with_value(stage: Stage, name: str, value: Any) -> Stage:
+    """The same stage with another value, validated.
+
+    Raises:
+        KdError: it is none that the parameter can have.
+    """
+    return type(stage).build(stage.title, dict(stage) | {name: value})
+
+
+def layer_options(stage: type[Stage]) -> list[str]:
+    """The parameters that hold patterns of layers."""
+    return [name for name in stage.model_fields if refers(stage, name) == "layers"]
+
+
+def spelled(name: str) -> str:
+    """A parameter as its option."""
+    return option(name)
