@@ -363,7 +363,7 @@ def _value(this: Kind, word: Any, where: str) -> Any:
             f"{where} {word}: objects can be named like this on a notebook's %kd line only",
             "give the object to the session by a name: session.set(name=object), and write the name",
         )
-    if isinstance(word, os.PathLike):
+    if isinstance(word, os.PathLike) and this.base is not object:
         return os.fspath(word)
     if not isinstance(word, str):
         # numbers of numpy and torch, which pydantic does not take for numbers

@@ -291,6 +291,15 @@ class Manager(pluggy.PluginManager):
             raise
         self._cells[name] = plugin
 
+    def withdraw(self, function: Callable | str) -> None:
+        """Take back what a cell answered, by the function or the hook's name."""
+        name = f"notebook:{getattr(function, '__name__', function)}"
+        if self._cells.pop(name, None) is not None:
+            self._plugins.pop(name)
+            if self.has_plugin(name):
+                self.unregister(name=name)
+            self._stages = None
+
     def forget(self) -> None:
         """Ask the plugins again for their stages at the next need."""
         self._stages = None
@@ -331,7 +340,9 @@ class Manager(pluggy.PluginManager):
                     return answer
         return None
 
-    def _spared(self, hook: str, implementation: pluggy.HookImpl, complain: Callable[[str], None], arguments: dict[str, Any], meant: type[Exception] | tuple[()] = ()) -> list[Any]:
+    def _spared(
+        self, hook: str, implementation: pluggy.HookImpl, complain: Callable[[str], None], arguments: dict[str, Any], meant: type[Exception] | tuple[()] = ()
+    ) -> list[Any]:
         try:
             return [self._asked(hook, implementation, arguments)]
         except meant:
