@@ -198,6 +198,8 @@ class Stage(Settings):
     """Whether the outputs keep their structure and shapes; the kit checks it on the example batch."""
     sample_options: ClassVar[str] = ""
     """What the example line of `help` says too, beside the first option: such as what an honest trial wants."""
+    tried_as: ClassVar[str] = ""
+    """The options by which `kdkit.testing` tries it, where no model of its zoo suits the defaults."""
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
         """Do the work on `model`, a private copy, and return it, or another model; None stands for the copy."""

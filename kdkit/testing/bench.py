@@ -13,7 +13,7 @@ from torch import nn
 from kdkit import Session
 from kdkit.context import Context
 from kdkit.contract import Needs, Stage, TrainStage
-from kdkit.data import Data
+from kdkit.data import Batch, Data
 from kdkit.execution import raise_problems
 from kdkit.models import private_copy
 from kdkit.objects import DATA
@@ -48,7 +48,8 @@ class Bench:
 
     def objects(self, stage: Stage, without: str = "") -> Mapping[str, Any]:
         """What the session has where the user gave no more than the stage declares; `without` leaves one need out."""
-        needs, held, given = stage.needed(), self.session.objects, {name for _, _, name in references(stage)}
+        needs, held = stage.needed(), self.session.objects
+        given = {name: flag for flag, _, name in references(stage)}
         idle = isinstance(stage, TrainStage) and not needs.train
         names = {name for name in given if not (idle and name in DATA)}
         names |= {name for name in ("train", "teacher", "tokenizer") if getattr(needs, name)}
@@ -56,8 +57,11 @@ class Bench:
         names |= {"eval"} if needs.train else set()
         names |= {"example"} if needs.example and not names & set(DATA) else set()
         names -= set(DATA) if without in ("example", "calibration", "train") else {without}
-        blank = without == "labels" or not needs.labels
-        return {name: _unlabelled(held[name]) if blank and isinstance(held[name], Data) else held[name] for name in names if name in held}
+        # what data an option names must hold, the option tells
+        bare = (
+            {name for name in ("train", "calibration", "example", *given) if given.get(name, "--data") == "--data"} if without == "labels" or not needs.labels else set()
+        )
+        return {name: _unlabelled(held[name]) if name in bare and isinstance(held[name], Data) else held[name] for name in names if name in held}
 
 
 def _unlabelled(data: Data) -> Data:
@@ -86,10 +90,9 @@ def bench(stage: Stage, name: str) -> Bench:
 def zoo_session(name: str) -> Session:
     """A session on a model of the zoo, with all that a stage can ask for."""
     train, other = zoo.data(name), zoo.data(name, seed=2)
-    teacher = zoo.make(name, seed=7)
     given = {"train": train, "eval": other, "calibration": train, "validation": other, "example": train.example(), "labelled": train, "unlabelled": _unlabelled(other)}
-    objects = {"one": teacher, "other": zoo.make(name, seed=8), "function": torch.nn.functional.mse_loss, "object": [0] * (train.items or 0)}
-    return Session(zoo.make(name), teacher=teacher, tokenizer=zoo.tokenizer(), measures=(), **given, **objects)
+    objects = {"function": torch.nn.functional.mse_loss, "object": [0] * (train.items or 0)}
+    return Session(zoo.make(name), tokenizer=zoo.tokenizer(), measures=(), **given, **objects, **zoo.teachers(name))
 
 
 def _makers(stage: Stage, traits: frozenset[str]) -> tuple[str, ...]:
@@ -145,6 +148,10 @@ class Watch:
         for owner, other in self.models.items():
             if both := [mine[tensor.untyped_storage()._cdata] for _, tensor in _stored(other) if tensor.untyped_storage()._cdata in mine]:
                 yield f"its result holds the very weights of {owner}: {in_short(both)}"
+
+
+def _inputs(batch: Batch) -> Fingerprint:
+    return {f"input {key}": digest(item) for key, item in {**dict(enumerate(batch.args)), **batch.kwargs}.items()}
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,18 +14,24 @@ from kdkit.pipeline import Pipeline
 ABSENT_LAYER = "no_layer_of_this_name"
 
 
-def usual(stage: type[Stage] | Stage | str) -> Stage:
-    """A stage as it is tried: with its defaults where it has them, else as the line in its help says it.
+def ways(stage: type[Stage] | Stage | str) -> Iterator[Stage]:
+    """A stage as it is tried: as it is given; a class as it says, with its defaults, and as the line in its help says it.
 
     Raises:
-        KdError: a line that is no stage, or a help line that can't be read.
+        KdError: a line that is no stage, or of which the zoo has not what it names.
     """
     if isinstance(stage, Stage):
-        return stage
-    if isinstance(stage, str):
-        return Pipeline.of(stage).stages[0]
-    required = [name for name, field in stage.model_fields.items() if field.is_required()]
-    return in_help(stage) if required else stage.build(stage.id.replace(".", " ", 1), {})
+        yield stage
+    elif isinstance(stage, str):
+        yield Pipeline.of(stage.removeprefix("%kd ")).stages[0]
+    else:
+        title, required = stage.id.replace(".", " ", 1), [name for name, field in stage.model_fields.items() if field.is_required()]
+        if stage.tried_as:
+            yield of_line(stage, f"{title} {stage.tried_as}")
+        elif not required:
+            yield stage.build(title, {})
+        with contextlib.nullcontext() if required else contextlib.suppress(KdError):
+            yield in_help(stage)
 
 
 def in_help(stage: type[Stage]) -> Stage:

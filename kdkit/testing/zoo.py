@@ -37,6 +37,20 @@ class Mlp(nn.Module):
         return self.head(self.dropout(hidden))
 
 
+class TwoHeads(nn.Module):
+    """A trunk with two heads: (batch, 16) -> two times (batch, 4)."""
+
+    def __init__(self, inputs: int = 16, hidden: int = 32, classes: int = CLASSES):
+        super().__init__()
+        self.trunk = nn.Linear(inputs, hidden)
+        self.one = nn.Linear(hidden, classes)
+        self.other = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.trunk(x))
+        return self.one(hidden), self.other(hidden)
+
+
 class Block(nn.Module):
     """Two convolutions and a skip, which couples their channels."""
 
@@ -120,6 +134,11 @@ def mlp(seed: int = 0) -> nn.Module:
     return _seeded(Mlp, seed)
 
 
+def two_heads(seed: int = 0) -> nn.Module:
+    """A `TwoHeads` in eval mode."""
+    return _seeded(TwoHeads, seed)
+
+
 def cnn(seed: int = 0) -> nn.Module:
     """A `Cnn` in eval mode, with BatchNorm statistics as if trained."""
     return _seeded(Cnn, seed)
@@ -166,6 +185,7 @@ def tiny_gpt2(seed: int = 0) -> nn.Module:
 
 MODELS: dict[str, Callable[[], Any]] = {
     "mlp": mlp,
+    "two_heads": two_heads,
     "cnn": cnn,
     "depthwise": depthwise,
     "lstm": lstm,
@@ -187,7 +207,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
 
 
 _NAMES = {
-    "Mlp": "mlp", "Cnn": "cnn", "Depthwise": "depthwise", "Lstm": "lstm",
+    "Mlp": "mlp", "TwoHeads": "two_heads", "Cnn": "cnn", "Depthwise": "depthwise", "Lstm": "lstm",
     "BertForSequenceClassification": "tiny_bert", "LlamaForCausalLM": "tiny_llama", "GPT2LMHeadModel": "tiny_gpt2",
 }  # fmt: skip
 
@@ -203,7 +223,7 @@ def batch(model: str | nn.Module, items: int = ITEMS, seed: int = 1) -> Batch:
     def integers(high: int, *shape: int) -> Tensor:
         return torch.randint(0, high, shape, generator=random)
 
-    if name == "mlp":
+    if name in ("mlp", "two_heads"):
         return Batch((torch.randn(items, 16, generator=random),), labels=integers(CLASSES, items))
     if name in ("cnn", "depthwise"):
         return Batch((torch.randn(items, 3, 12, 12, generator=random),), labels=integers(CLASSES, items))
@@ -216,9 +236,13 @@ def batch(model: str | nn.Module, items: int = ITEMS, seed: int = 1) -> Batch:
 
 def data(model: str, items: int = 2 * ITEMS, seed: int = 1) -> Data:
     """Labelled data for a model of the zoo, in batches of `ITEMS`; its items have numbers."""
-    found = batch(model, items, seed)
-    rows = [{**{key: item[row] for key, item in found.kwargs.items()}, "labels": found.labels[row]} for row in range(items)]
-    return adopt_data((found.args[0], found.labels) if found.args else rows, ITEMS)
+    return adopt_data(batch(model, items, seed), ITEMS)
+
+
+def teachers(model: str) -> dict[str, nn.Module]:
+    """Teachers for a model of the zoo by the names under which stages look for them: one of its own kind, and two of its task."""
+    kind = "mlp" if model == "two_heads" else model
+    return {"teacher": make(model, seed=7), "one": make(kind, seed=7), "other": make(kind, seed=8)}
 
 
 def tokenizer() -> Any:
