@@ -71,7 +71,7 @@ def test_kdkit_tasks_are_chosen_by_name_and_two_of_one_name_are_told_apart(answe
     assert session.set(task="depth").task.name == "depth"
 
     @answering
-    def kdkit_tasks():
+    def kdkit_tasks():  # noqa: F811
         return [Regression(name="classification")]
 
     with pytest.raises(KdError, match=r"task 'classification' is offered by kdkit .*\(tasks\) and by notebook:kdkit_tasks"):
@@ -220,7 +220,7 @@ def test_one_kdkit_adopt_data_that_raises_is_reported_and_the_next_is_asked(answ
         assert "train" in session.objects
 
         @answering
-        def kdkit_adopt_data(obj):
+        def kdkit_adopt_data(obj):  # noqa: F811
             raise KdError("this table is locked", "unlock it")
 
         with pytest.raises(KdError, match="this table is locked"):

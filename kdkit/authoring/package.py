@@ -17,7 +17,7 @@ from textwrap import dedent
 from typing import Literal, get_args
 
 from kdkit import __version__
-from kdkit.authoring.source import Source, order
+from kdkit.authoring.source import Source, grouped
 from kdkit.contract import API, describe
 from kdkit.errors import KdError, did_you_mean
 from kdkit.plugins import manager
@@ -126,14 +126,15 @@ class Package:
         head = f'"""{told}: a technique for kdkit, `%kd {self.id.replace(".", " ", 1)}`."""'
         parts = source.parts if source else [_EXAMPLE.format(id=self.id)]
         name = source.name if source else "smallest"
-        imports = dict.fromkeys([*(source.imports if source else ["import kdkit"]), "from kdkit import hookimpl"])
-        return _spaced(f"{head}\n\n{_grouped(list(imports))}", [*parts, _API.format(api=API), _HOOK.format(name=name)])
+        imports = [*(source.imports if source else ["import kdkit"]), "from kdkit import hookimpl"]
+        return _spaced(f"{head}\n\n{grouped(imports)}", [*parts, _API.format(api=API), _HOOK.format(name=name)])
 
     def _test(self) -> str:
         return dedent(f'''\
             """The technique keeps kdkit's contract: pytest shows each check as a test of its own."""
 
             from kdkit.testing import conformance
+
             from {self.module} import kdkit_stages
 
             test_conformance = conformance(*kdkit_stages())
@@ -184,12 +185,6 @@ def _quoted(text: str) -> str:
     """A string as TOML has it."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _grouped(imports: list[str]) -> str:
-    """Import statements with a blank line between those of Python and the others."""
-    groups = groupby(sorted(imports, key=order), key=lambda line: order(line)[:2])
-    return "\n\n".join("\n".join(lines) for _, lines in groups)
 
 
 def _spaced(head: str, parts: list[str]) -> str:

@@ -10,8 +10,10 @@ import inspect
 import linecache
 import symtable
 import sys
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from types import CodeType, ModuleType, UnionType
 from typing import Any
 
@@ -26,7 +28,7 @@ class Source:
     Attributes:
         stage: whose it is.
         name: by which the stage is defined in it.
-        imports: import statements, those of `__future__` first.
+        imports: import statements, one name each.
         parts: constants, functions and classes in the order in which they must stand, the stage last.
     """
 
@@ -52,7 +54,7 @@ def source_of(stage: type[Stage]) -> Source:
     written = _written(stage)
     gathering = _Gathering(stage.id.replace(".", " ", 1), written.__module__)
     gathering.take(written.__name__, written)
-    return Source(stage, written.__name__, sorted(gathering.imports, key=order), gathering.parts)
+    return Source(stage, written.__name__, list(gathering.imports), gathering.parts)
 
 
 def _written(value: Any) -> Any:
@@ -99,10 +101,10 @@ class _Gathering:
 
     def _definition(self, name: str, value: Any) -> str:
         """The lines where a name is defined, decorators included."""
-        for lines in _where_written(value, self.module):
+        for lines, within in _where_written(value, self.module):
             for node in reversed(_parsed(lines)):
-                if _defines(node, name):
-                    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
+                first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
+                if _defines(node, name) and (within is None or first <= within <= (node.end_lineno or first)):
                     return "".join(lines[first - 1 : node.end_lineno]).rstrip()
         raise KdError(f"{self.title}: the source of {name} is not at hand", "write it under that name at the top level of a cell, run that cell, and try again")
 
@@ -145,12 +147,12 @@ def _globals(text: str) -> set[str]:
     return found
 
 
-def _where_written(value: Any, module: str) -> Iterator[list[str]]:
-    """Texts in which a definition may stand, the likeliest first: the file of its own code, then all cells, the latest first."""
-    for code in [_code(value)] if not isinstance(value, type) else map(_code, vars(value).values()):
-        if code is not None:
-            yield linecache.getlines(code.co_filename)
-    yield from _texts(module)
+def _where_written(value: Any, module: str) -> Iterator[tuple[list[str], int | None]]:
+    """Texts in which a definition stands, each with a line of it: where its own code is; for what has no code, all cells, the latest first."""
+    codes = [code for each in (vars(value).values() if isinstance(value, type) else [value]) if (code := _code(each)) is not None]
+    yield from ((linecache.getlines(code.co_filename), code.co_firstlineno) for code in codes)
+    if not codes:
+        yield from ((lines, None) for lines in _texts(module))
 
 
 def _code(value: Any) -> CodeType | None:
@@ -201,7 +203,33 @@ def _modules(statement: str) -> list[str]:
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
 
 
-def order(statement: str) -> tuple:
-    """As isort has it: __future__, the standard library, third parties; `import` before `from`."""
+def grouped(statements: Iterable[str]) -> str:
+    """Import statements as isort has them: __future__, the standard library, third parties; one statement a module.
+
+    >>> print(grouped(["from torch import nn", "import math", "from torch import Tensor", "import torch"]))
+    import math
+    <BLANKLINE>
+    import torch
+    from torch import Tensor, nn
+    """
+    plain: list[str] = []
+    names: dict[str, set[str]] = defaultdict(set)
+    for statement in statements:
+        node = ast.parse(statement).body[0]
+        if isinstance(node, ast.ImportFrom):
+            names[node.module or ""] |= {ast.unparse(alias) for alias in node.names}
+        else:
+            plain.append(statement)
+    whole = [*plain, *(f"from {module} import {', '.join(sorted(found, key=_kind))}" for module, found in names.items())]
+    groups = groupby(sorted(whole, key=_place), key=lambda statement: _place(statement)[:2])
+    return "\n\n".join("\n".join(group) for _, group in groups)
+
+
+def _place(statement: str) -> tuple:
     top = _modules(statement)[0].partition(".")[0]
     return (top != "__future__", top not in sys.stdlib_module_names, statement.startswith("from"), statement.lower())
+
+
+def _kind(name: str) -> tuple:
+    """Constants, classes, functions."""
+    return (not (name.isupper() and len(name) > 1), not name[:1].isupper(), name)
