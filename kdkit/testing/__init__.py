@@ -39,7 +39,7 @@ from kdkit.testing.report import Conformance, Conformances, Finding
 
 if TYPE_CHECKING:
     from kdkit.contract import Stage
-    from kdkit.testing.checks import Case
+    from kdkit.testing.trial import Case
 
 __all__ = ["Conformance", "Conformances", "Finding", "check_plugin", "check_stage", "conformance"]
 
@@ -76,13 +76,12 @@ def check_stage(stage: type[Stage] | Stage | str, *, models: Iterable[str] | Non
 
 def _tried(stage: type[Stage] | Stage, names: tuple[str, ...]) -> Case:
     """The stage in the first way in which some model does not refuse it; in the first of all where each does."""
-    from kdkit.testing.checks import Case
     from kdkit.testing.samples import ways
-    from kdkit.testing.trial import fits
+    from kdkit.testing.trial import Case
 
     tried = []
     for way in ways(stage):
-        tried.append(Case(way, *fits(way, names)))
+        tried.append(Case.of(way, names))
         if tried[-1].trials:
             return tried[-1]
     return tried[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,8 @@ from kdkit import Session
 from kdkit.context import Context
 from kdkit.contract import Needs, Stage, TrainStage
 from kdkit.data import Batch, Data
-from kdkit.execution import raise_problems
 from kdkit.models import private_copy
-from kdkit.objects import DATA
+from kdkit.objects import DATA, Objects
 from kdkit.pipeline import Pipeline, after, follows, references
 from kdkit.plugins import manager
 from kdkit.testing import zoo
@@ -46,22 +45,21 @@ class Bench:
         usual = {"task": self.session.task, "seed": SEED, "objects": self.session.objects, "original": self.session.original}
         return Context(**{**usual, "scratch": self.session._scratch.name, "stage": stage.title, **changed})
 
-    def objects(self, stage: Stage, without: str = "") -> Mapping[str, Any]:
+    def objects(self, stage: Stage, without: str = "") -> Objects:
         """What the session has where the user gave no more than the stage declares; `without` leaves one need out."""
         needs, held = stage.needed(), self.session.objects
-        given = {name: flag for flag, _, name in references(stage)}
         idle = isinstance(stage, TrainStage) and not needs.train
-        names = {name for name in given if not (idle and name in DATA)}
+        names = {name for _, _, name in references(stage) if not (idle and name in DATA)}
         names |= {name for name in ("train", "teacher", "tokenizer") if getattr(needs, name)}
         names |= {"calibration"} if needs.calibration else set()
         names |= {"eval"} if needs.train else set()
         names |= {"example"} if needs.example and not names & set(DATA) else set()
         names -= set(DATA) if without in ("example", "calibration", "train") else {without}
-        # what data an option names must hold, the option tells
-        bare = (
-            {name for name in ("train", "calibration", "example", *given) if given.get(name, "--data") == "--data"} if without == "labels" or not needs.labels else set()
-        )
-        return {name: _unlabelled(held[name]) if name in bare and isinstance(held[name], Data) else held[name] for name in names if name in held}
+        bare = {"train", "calibration", "example", getattr(stage, "data", "train")} if without == "labels" or not needs.labels else set()
+        if without != "labels":
+            bare -= {name for flag, _, name in references(stage) if flag != "--data"}  # what those must hold, their options tell
+        given = {name: _unlabelled(held[name]) if name in bare and isinstance(held[name], Data) else held[name] for name in names if name in held}
+        return Objects(given, self.session._model_named, zoo.ITEMS)
 
 
 def _unlabelled(data: Data) -> Data:
@@ -75,16 +73,14 @@ def bench(stage: Stage, name: str) -> Bench:
     """A bench for a stage, after the stages that it wants before it.
 
     Raises:
-        KdError: the stage refuses the model.
+        KdError: the stage can't follow what the zoo has.
     """
     session = zoo_session(name)
     before = (*_makers(stage, session.head.traits), stage)
     steps = Pipeline.of([Pipeline.of(line) for line in before[:-1]] + [stage]).plan(session.head.traits)
     model, traits = _prepared(name, tuple(step.stage.line() for step in steps[:-1]))
-    made = Bench(name, session, private_copy(model) if steps[:-1] else session.original, traits)
     session.objects.check(stage, session.task)
-    raise_problems(stage, made.model, made.context(stage))
-    return made
+    return Bench(name, session, private_copy(model), traits)
 
 
 def zoo_session(name: str) -> Session:

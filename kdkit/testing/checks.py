@@ -12,7 +12,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -24,6 +24,7 @@ from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.errors import Cancelled, KdError, did_you_mean
 from kdkit.lines import kind, option, split
 from kdkit.models import SEEN, traits_of
+from kdkit.objects import Objects
 from kdkit.pipeline import Pipeline, after, read_stage
 from kdkit.plugins import manager
 from kdkit.testing import samples
@@ -32,7 +33,7 @@ from kdkit.testing.fingerprint import changes, fingerprint, in_short, outputs
 from kdkit.testing.fresh import load_time, restored
 from kdkit.testing.imports import at_load, hidden, is_foreign
 from kdkit.testing.interruption import belongs
-from kdkit.testing.trial import Run, Trial, home_of
+from kdkit.testing.trial import Case, Run, Trial, home_of
 
 Found = Iterator[tuple[str, str]]
 """(what is wrong, name of the model it was seen on, if on any)."""
@@ -45,41 +46,6 @@ TOLERANCE = 0.1
 """The share by which a forecast's own word for bytes, and for MACs, may be off where the structure alone does not tell them."""
 BESIDE_WEIGHTS_BYTES = 2000
 """What a file may hold besides weights, and a forecast need not know."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A stage, and all that was tried with it.
-
-    Attributes:
-        stage: as it is tried.
-        trials: one for each model that it did not refuse.
-        refused: model -> reason.
-    """
-
-    stage: Stage
-    trials: list[Trial] = field(default_factory=list)
-    refused: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> type[Stage]:
-        """Its class."""
-        return type(self.stage)
-
-    @property
-    def whole(self) -> list[Trial]:
-        """The trials that gave a model."""
-        return [trial for trial in self.trials if isinstance(trial.first.made, nn.Module)]
-
-    @property
-    def lead(self) -> list[Trial]:
-        """The first of these, for what is the same on every model; none where there is none."""
-        return self.whole[:1]
-
-    @property
-    def ends(self) -> list[Trial]:
-        """The first and the last of these, for what takes long and is nearly the same on every model."""
-        return [*self.whole[:1], *self.whole[1:][-1:]]
 
 
 @dataclass(frozen=True)
@@ -181,8 +147,13 @@ def lost(case: Case, through: Callable[[Stage], Stage]) -> Iterator[str]:
         except Exception as error:
             yield f"{_shown(name, value)} can't be read back: {_first_line(error)}"
             continue
-        if again != stage:
+        if not same(again, stage):
             yield f"{_shown(name, value)} comes back as {_shown(name, getattr(again, name, None)) if name else repr(again)}"
+
+
+def same(one: Stage, other: Stage) -> bool:
+    """Whether two stages are of one class with equal parameters."""
+    return type(one) is type(other) and dict(one) == dict(other)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -272,7 +243,7 @@ def example(case: Case) -> Found:
         yield f"its line in help can't be read: {error.message}", ""
         return
     for trial in [] if case.kind.tried_as else case.lead:  # else the zoo does not suit it
-        run = trial.run("in the line of its help", stage=stage) if stage != case.stage else trial.first
+        run = trial.run("in the line of its help", stage=stage) if not same(stage, case.stage) else trial.first
         if run.error is not None:
             yield f"its line in help, {stage.line()!r}, raises {_said(run.error)}", trial.name
 
@@ -301,8 +272,9 @@ def _docstring(stage: type[Stage]) -> Iterator[str]:
     "change the copy that apply is handed alone; use teachers within `with context.teacher() as teacher:`, which puts modes and flags back",
 )
 def untouched(case: Case) -> Found:
-    for trial in case.trials:
-        _ = trial.first, trial.forecast
+    for trial in case.begun:
+        if trial in case.whole:
+            _ = trial.forecast
         if trial in case.lead:
             _ = trial.broken_off, trial.cancelled
         yield from ((what, trial.name) for what in dict.fromkeys(trial.touched))
@@ -326,7 +298,7 @@ def repeats(case: Case) -> Found:
 )
 def copies(case: Case) -> Found:
     try:
-        if copy.deepcopy(case.stage) != case.stage:
+        if not same(copy.deepcopy(case.stage), case.stage):
             yield "a copy of the stage is another stage", ""
     except Exception as error:
         yield f"the stage can't be copied: {_said(error)}", ""
@@ -448,7 +420,7 @@ def restores(case: Case) -> Found:
         if folder is None:
             yield f"it can't be saved: {reason}", trial.name
             continue
-        found = restored(str(folder), trial.name)
+        found = restored(str(folder), trial.name, call=trial.outputs is not None)
         if error := found.get("error"):
             yield f"it can't be restored: {error}", trial.name
         elif places := changes(trial.print, found["print"]):
@@ -516,18 +488,25 @@ def _idle_packages(trial: Trial) -> Iterator[str]:
 def _idle_needs(trial: Trial) -> Iterator[str]:
     """What is declared, and makes no difference, or is missed in another way than by a `KdError`."""
     for need in each_need(trial.stage.needed()):
-        run = trial.run(f"without {need}", objects=trial.bench.objects(trial.stage, without=need))
+        objects = trial.bench.objects(trial.stage, without=need)
+        run = trial.run(f"without {need}", objects=objects)
         if run.error is None and isinstance(run.made, nn.Module) and not changes(trial.print, fingerprint(run.made)):
             yield f"it declares {need}, and does the same without"
-        elif run.error is not None and not isinstance(run.error, KdError):
+        elif run.error is not None and not isinstance(run.error, KdError) and not _refused(trial, objects):
             yield f"without {need} it raises {_said(run.error)}, not a KdError"
     for package in trial.stage.needed().packages:
         with hidden(package):
-            try:
-                trial.bench.session.objects.check(trial.stage, trial.bench.session.task)
-            except KdError:
-                continue
-        yield f"without the package {package} it is not refused"
+            if not _refused(trial, trial.bench.session.objects):
+                yield f"without the package {package} it is not refused"
+
+
+def _refused(trial: Trial, objects: Objects) -> bool:
+    """Whether the kit refuses the stage with these objects, before any work."""
+    try:
+        objects.check(trial.stage, trial.bench.session.task)
+    except KdError:
+        return True
+    return False
 
 
 @check(

@@ -32,19 +32,20 @@ def load_time(module: str) -> dict[str, Any]:
     return min(tries, key=lambda found: found["seconds"])
 
 
-def restored(folder: str, name: str) -> dict[str, Any]:
+def restored(folder: str, name: str, call: bool = True) -> dict[str, Any]:
     """What a fresh process makes of a saved model.
 
     Args:
         folder: that `kdkit.store.save` wrote.
         name: of the zoo's model that gives the skeleton, if one is wanted.
+        call: whether to call it.
 
     Returns:
-        `print`, its fingerprint, and `outputs` for the zoo's batch; or `error`.
+        `print`, its fingerprint, and `outputs` for the zoo's batch where it is called; or `error`.
     """
     import torch
 
-    return _ask("restore", folder=folder, name=name, threads=torch.get_num_threads())
+    return _ask("restore", folder=folder, name=name, call=call, threads=torch.get_num_threads())
 
 
 # the asking side
@@ -122,7 +123,7 @@ def _apart(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _answer(about: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return _loaded(about["module"]) if about["question"] == "load" else _restored(about["folder"], about["name"], about["threads"])
+        return _loaded(about["module"]) if about["question"] == "load" else _restored(**{key: value for key, value in about.items() if key != "question"})
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "seconds": 0.0, "packages": []}
 
@@ -135,7 +136,7 @@ def _loaded(module: str) -> dict[str, Any]:
     return {"seconds": seconds, "packages": sorted(name for name in packages if not name.startswith("_") and name != module.partition(".")[0])}
 
 
-def _restored(folder: str, name: str, threads: int) -> dict[str, Any]:
+def _restored(folder: str, name: str, call: bool, threads: int) -> dict[str, Any]:
     import torch
 
     from kdkit import store
@@ -146,4 +147,4 @@ def _restored(folder: str, name: str, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     skeleton = zoo.make(name)
     model, _ = store.load(folder, skeleton if store.read(folder)["skeleton"].get("class") == path_of(type(skeleton)) else None)
-    return {"print": dict(fingerprint(model)), "outputs": outputs(model, zoo.batch(name))}
+    return {"print": dict(fingerprint(model)), "outputs": outputs(model, zoo.batch(name)) if call else []}

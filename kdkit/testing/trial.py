@@ -6,8 +6,8 @@ import contextlib
 import functools
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,6 +18,7 @@ from kdkit import store
 from kdkit.contract import Forecast, Stage
 from kdkit.data import Batch
 from kdkit.errors import Cancelled, KdError
+from kdkit.execution import raise_problems
 from kdkit.models import private_copy
 from kdkit.modes import keeping_modes
 from kdkit.seeding import seeded
@@ -92,7 +93,15 @@ class Trial:
     def __init__(self, stage: Stage, name: str):
         self.stage, self.name = stage, name
         self.touched: list[str] = []
-        self.bench: Bench = bench(stage, name)
+        self._clean()
+        try:
+            raise_problems(stage, self.bench.model, self.bench.context(stage))
+        finally:
+            self.note("in its check")
+
+    def _clean(self) -> None:
+        """A bench as new, and all on it watched."""
+        self.bench: Bench = bench(self.stage, self.name)
         self.watch = Watch(self.bench)
 
     @property
@@ -136,15 +145,16 @@ class Trial:
         return Run(made, error, looks, lines.count, lines.stopped, imports)
 
     def note(self, occasion: str) -> None:
-        """Keep what has changed since the last look."""
-        self.touched += [f"{what}, {occasion}" for what in self.watch.changes()]
+        """Keep what has changed on the bench; what follows finds it as it should be."""
+        if found := list(self.watch.changes()):
+            self.touched += [f"{what}, {occasion}" for what in found]
+            self._clean()
 
     # the usual runs, each at most once
 
     @functools.cached_property
     def first(self) -> Run:
         """The run that all is judged by."""
-        self.note("in its check")
         return self.run("when it succeeds")
 
     @functools.cached_property
@@ -224,21 +234,55 @@ def home_of(stage: type[Stage]) -> str:
     return stage.__module__ if package == "kdkit" else package
 
 
-def fits(stage: Stage, names: Iterable[str]) -> tuple[list[Trial], dict[str, str]]:
-    """The trials of a stage on the models that it does not refuse, and the reasons why it refused the others.
+@dataclass(frozen=True)
+class Case:
+    """A stage, and all that was tried with it.
 
-    A `KdError` in the midst of the work is a refusal too: some things show only then.
+    Attributes:
+        stage: as it is tried.
+        begun: a trial for each model that it did not refuse before any work.
+        refused: model -> reason; a `KdError` in the midst of the work is a refusal too, since some things show only then.
     """
-    trials, refused = [], {}
-    for name in names:
-        try:
-            trial = Trial(stage, name)
-        except KdError as error:
-            refused[name] = error.message
-            continue
-        error = trial.first.error
-        if isinstance(error, KdError) and not isinstance(error, Cancelled):
-            refused[name] = error.message
-        else:
-            trials.append(trial)
-    return trials, refused
+
+    stage: Stage
+    begun: tuple[Trial, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stage: Stage, names: Iterable[str]) -> Case:
+        """Run a stage on models of the zoo."""
+        begun, refused = [], {}
+        for name in names:
+            try:
+                begun.append(Trial(stage, name))
+            except KdError as error:
+                refused[name] = error.message
+                continue
+            if isinstance(error := begun[-1].first.error, KdError) and not isinstance(error, Cancelled):
+                refused[name] = error.message
+        return cls(stage, tuple(begun), refused)
+
+    @property
+    def kind(self) -> type[Stage]:
+        """Its class."""
+        return type(self.stage)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials on models that it did not refuse."""
+        return [trial for trial in self.begun if trial.name not in self.refused]
+
+    @property
+    def whole(self) -> list[Trial]:
+        """The trials that gave a model."""
+        return [trial for trial in self.trials if isinstance(trial.first.made, nn.Module)]
+
+    @property
+    def lead(self) -> list[Trial]:
+        """The first of these, for what is the same on every model; none where there is none."""
+        return self.whole[:1]
+
+    @property
+    def ends(self) -> list[Trial]:
+        """The first and the last of these, for what takes long and is nearly the same on every model."""
+        return [*self.whole[:1], *self.whole[1:][-1:]]
