@@ -9,7 +9,6 @@ import reprlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kdkit.table import Cell, Table, number, volatile
@@ -29,7 +28,6 @@ class Answer:
         asked: the arguments it took, in short.
         outcome: what it returned, in short, or the error it raised.
         seconds: how long it took; of a wrapper, with all that it stands around.
-        calls: how often it was asked the same in a row and answered the same.
     """
 
     hook: str
@@ -37,15 +35,9 @@ class Answer:
     asked: str
     outcome: str
     seconds: float
-    calls: int = 1
 
     def __str__(self) -> str:
-        return f"{self.plugin}: {self.hook}({self.asked}) {self.outcome}, {self.took}"
-
-    @property
-    def took(self) -> str:
-        """The time as it is shown."""
-        return volatile(number(1000 * self.seconds, "ms"))
+        return f"{self.plugin}: {self.hook}({self.asked}) {self.outcome}, {_took(self.seconds)}"
 
 
 @dataclass
@@ -119,17 +111,19 @@ class Trace:
             self.tell(answer)
 
     def table(self) -> Table:
-        """The answers, those that repeat themselves in one row."""
-        rows = [_joined(list(same)) for _, same in groupby(self.answers, key=lambda each: replace(each, seconds=0.0))]
+        """The answers in the order in which they were first given, those that are the same in one row."""
+        same: dict[Answer, list[Answer]] = {}
+        for each in self.answers:
+            same.setdefault(replace(each, seconds=0.0), []).append(each)
         return Table(
             ["hook", "plugin", "asked about", "answer", "calls", "time"],
-            [[each.hook, each.plugin, each.asked, each.outcome, each.calls, Cell(each.took)] for each in rows],
+            [[each.hook, each.plugin, each.asked, each.outcome, len(found), Cell(_took(sum(one.seconds for one in found)))] for each, found in same.items()],
             f"{len(self.answers)} answers" if self.answers else "no hook was called",
         )
 
 
-def _joined(same: list[Answer]) -> Answer:
-    return replace(same[0], seconds=sum(each.seconds for each in same), calls=len(same))
+def _took(seconds: float) -> str:
+    return volatile(number(1000 * seconds, "ms"))
 
 
 def short(value: Any) -> str:

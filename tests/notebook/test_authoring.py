@@ -216,11 +216,11 @@ def test_answers_that_repeat_themselves_stand_in_one_row():
     trace = Trace()
     trace.begin(manager())
     for _ in range(5):
-        list(manager().contributions("kdkit_trackers"))
+        list(manager().contributions("kdkit_measures"))
         manager().named("kdkit_backends", "cpu", "backend")
     trace.end(manager())
-    assert [row[4] for row in trace.table().rows] == [5]
-    assert repr(trace.table()).startswith("5 answers")
+    assert [(row[0], row[4]) for row in trace.table().rows] == [("kdkit_measures", 5), ("kdkit_backends", 5)]
+    assert repr(trace.table()).startswith("10 answers")
 
 
 def test_a_trace_asks_no_model_for_its_repr():
