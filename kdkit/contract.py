@@ -299,7 +299,7 @@ def faults(stage: type[Stage]) -> Iterator[str]:
         return
     where = stage.__qualname__ if stage.__module__ == "__main__" else f"{stage.__module__}.{stage.__qualname__}"
     if not _ID.fullmatch(str(stage.id)):
-        yield f'{where}: id {stage.id!r} is not "family.technique" in lower-case words'
+        yield f'{where}: id {stage.id!r} is not "family.technique" in lower-case words, such as prune.mine'
     yield from (f"{where}: {fault}" for fault in foreign(stage.api))
     if not isinstance(stage.needs, Needs):
         yield f"{where}: needs is a {type(stage.needs).__name__}; write needs = kdkit.Needs(train=True) or the like"
@@ -349,6 +349,8 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
     >>> Halve(factor=0.25).line()
     'tune halve --factor 0.25'
     """
+    if not isinstance(id, str):
+        raise KdError("@kdkit.stage wants to know the id of the stage", f'write @kdkit.stage("prune.{getattr(id, "__name__", "mine").lower()}")')
     _check_facts(id, facts)
 
     def make(written: Callable) -> type[Stage]:
@@ -404,7 +406,7 @@ def _options(function: Callable) -> list[inspect.Parameter]:
     """
     given = list(inspect.signature(function, eval_str=True).parameters.values())
     loose = [item for item in given if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD, item.POSITIONAL_ONLY)]
-    if len(given) < 2 or loose:
+    if len(given) < 2 or loose or given[1].default is not inspect.Parameter.empty:
         raise KdError(f"{function.__name__}{inspect.signature(function)} is not the form of a stage", "write def name(model, context, *, ratio: float = 0.5)")
     options = given[2:]
     for item in options:

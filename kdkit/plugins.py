@@ -5,10 +5,11 @@ A plugin that fails is listed with its reason and named where it matters; it nev
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 GROUP = "kdkit"
 """The entry-point group; a plugin's pyproject says `[project.entry-points.kdkit]`."""
+
+
+FIRST_SLIPS = {
+    "leaf Variable that requires grad": "change weight.data, or work inside with torch.no_grad()",
+    "Instance is frozen": "a stage is immutable: keep what you work out in local variables",
+}
+"""Words of an error that a stage raised -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,11 @@ class Notebook:
 
 
 class Protocol:
-    """The kit's own answer to the protocol: let the stage do its work."""
+    """The kit's own answer to the protocol: let the stage do its work; and hints for what authors meet first."""
+
+    @hookspecs.hookimpl
+    def kdkit_error_hints(self, error: BaseException) -> list[str]:
+        return [hint for words, hint in FIRST_SLIPS.items() if words in str(error)]
 
     @hookspecs.hookimpl(trylast=True)
     def kdkit_run_stage(self, stage: Stage, model: Any, context: Any) -> Any:
@@ -93,6 +105,7 @@ class Manager(pluggy.PluginManager):
         chosen = os.environ.get("KDKIT_PLUGINS")
         wanted = None if chosen is None else {name.strip() for name in chosen.split(",")} - {""}
         known = {(_distribution(entry)[0], entry.name) for entry in self._entries.values()}
+        importlib.invalidate_caches()
         for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (_distribution(entry)[0], entry.name)):
             record = Plugin(entry.name, *_distribution(entry))
             if (record.distribution, entry.name) in known:
@@ -204,7 +217,7 @@ class Manager(pluggy.PluginManager):
         """(plugin's name, record) for each record that a contributing hook returns; one that raises is marked broken."""
         for implementation in list(getattr(self.hook, hook).get_hookimpls()):
             try:
-                records = list(self._asked(hook, implementation))
+                records = _records(hook, self._asked(hook, implementation))
             except (Exception, SystemExit) as error:
                 self._break(implementation.plugin_name, error)
                 continue
@@ -244,6 +257,9 @@ class Manager(pluggy.PluginManager):
             raise KdError(f"{id.replace('.', ' ', 1)} is offered by {_both(self._source(name) for _, name in offers)}", "%kd plugins block NAME takes one of them out")
         if offers:
             return offers[0][0]
+        written = next((each for each in _derived(Stage) if each.id == id and not published(each.__module__)), None)
+        if written is not None:
+            raise KdError(f"{id.replace('.', ' ', 1)} was written, and not offered", f'put @kdkit.stage("{id}") above class {written.__name__}')
         family, _, technique = id.partition(".")
         families = {known.partition(".")[0] for known in self._all_stages()}
         if family not in families:
@@ -385,8 +401,31 @@ def published(module: str) -> bool:
     return package != "__main__" and any(entry.module.partition(".")[0] == package for entry in importlib.metadata.entry_points(group=GROUP))
 
 
+def _records(hook: str, answer: Any) -> list[Any]:
+    """What a contributing hook returned, as a list.
+
+    Raises:
+        KdError: it is none, or something in it can't be chosen by name.
+    """
+    if isinstance(answer, str) or not isinstance(answer, Iterable):
+        raise KdError(f"its {hook} returned {'nothing' if answer is None else f'one {type(answer).__name__}'}, where a list is wanted")
+    records = list(answer)
+    for record in records if hook != "kdkit_stages" else ():
+        if isinstance(record, type):
+            raise KdError(f"its {hook} returned the class {record.__name__}; return an instance: {record.__name__}()")
+        if not isinstance(getattr(record, "name", None), str):
+            raise KdError(f"its {hook} returned a {type(record).__name__}, which has no name to be chosen by")
+    return records
+
+
 def _distribution(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
     return (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+
+
+def _derived(kind: type[Stage]) -> Iterator[type[Stage]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _derived(each)
 
 
 def _instance(plugin: type) -> Any:

@@ -290,6 +290,24 @@ def test_kdkit_error_hints_stand_in_the_message(answering, session, halve):
     assert "13.0 brings bad luck" in caught.value.hints
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (None, "its kdkit_measures returned nothing, where a list is wanted"),
+        (Measure("one", "", "lower", len), "its kdkit_measures returned one Measure, where a list is wanted"),
+        ([Measure], "its kdkit_measures returned the class Measure; return an instance: Measure()"),
+        ([3], "its kdkit_measures returned a int, which has no name to be chosen by"),
+    ],
+)
+def test_a_contribution_that_is_no_list_of_named_records_is_told_and_harms_no_other(answering, session, answer, reason):
+    @answering
+    def kdkit_measures():
+        return answer
+
+    assert session.set(measures="parameters").evaluate()["parameters"].value == 15
+    assert [each.reason for each in manager().problems] == [reason]
+
+
 # answering from cells
 
 

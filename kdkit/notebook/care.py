@@ -70,7 +70,7 @@ def new_plugin(said: NewPlugin, desk: Desk) -> Page:
     target = write(package, Path(said.folder))
     shown = volatile(str(target)) if target.is_absolute() else f"./{target}"
     files = Table(["file", "lines"], [[path, len(text.splitlines())] for path, text in package.files().items()], f"{shown} was written")
-    return Page(files, Source(f"%pip install -e {shown}\n%kd plugins\n%kd plugins check {package.entry}"))
+    return Page(files, Source(f"%pip install {shown}\n%kd plugins\n%kd plugins check {package.entry}"))
 
 
 def _stage(words: Sequence[str], desk: Desk) -> type[Stage]:

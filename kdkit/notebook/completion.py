@@ -164,7 +164,7 @@ class _Words:
 
         taken = len([word for word, before in zip(self.rest, ["", *self.rest], strict=False) if not word.startswith("-") and not before.startswith("-")])
         many = self.places and kind(self._owner(self.places[-1]), self.places[-1]).many
-        return self.places[-1:] if many else self.places[taken : taken + 1]
+        return self.places[min(taken, len(self.places) - 1) :][:1] if many else self.places[taken : taken + 1]
 
     def _options(self) -> Iterator[Offer]:
         from kdkit.lines import kind

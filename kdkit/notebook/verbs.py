@@ -399,7 +399,7 @@ class Plugins(Verb):
     action: Literal["list", "block", "unblock", "check", "trace"] = param(
         "list", "block takes a plugin out until the session ends, check tries all it brings, trace tells who answers which hook"
     )
-    name: str | None = param(None, "a plugin's name or its distribution's; for trace, on or off", refers="plugin")
+    name: tuple[str, ...] = param((), "a plugin's name or its distribution's; for check also a technique, for trace on or off", refers="plugin")
     models: tuple[str, ...] = param((), "for check: models of the zoo; all of them when not said")
     live: bool = param(False, "for trace: print each answer as it is given")
 
@@ -408,13 +408,14 @@ class Plugins(Verb):
 
         if self.action == "list":
             return care.listing()
-        if self.name is None:
+        name = ".".join(self.name)
+        if not name:
             raise KdError(f"plugins {self.action}: which one?", f"%kd plugins {self.action} {'on' if self.action == 'trace' else 'NAME'}", "%kd plugins lists them")
         if self.action == "check":
-            return care.check(self.name, self.models)
+            return care.check(name, self.models)
         if self.action == "trace":
-            return care.trace(self.name, self.live)
-        {"block": manager().block, "unblock": manager().allow}[self.action](self.name)
+            return care.trace(name, self.live)
+        {"block": manager().block, "unblock": manager().allow}[self.action](name)
         return care.listing()
 
 

@@ -107,6 +107,23 @@ def test_an_error_of_a_check_names_its_line_too(author):
     assert re.search(r"prune mine: its check raised AttributeError: .* \(Cell In\[\d+\], line 14: return model.nowhere\)", author.fails("%kd prune mine").message)
 
 
+@pytest.mark.parametrize(
+    ("cell", "message", "hint"),
+    [
+        ('@kdkit.stage\ndef mine(model, context):\n    "Mine."', "@kdkit.stage wants to know the id of the stage", 'write @kdkit.stage("prune.mine")'),
+        ('@kdkit.stage("prune.mine")\ndef mine(model, ratio: float = 0.3):\n    "Mine."', "is not the form of a stage", "write def name(model, context"),
+        ('class Mine(kdkit.Stage):\n    "Mine."\n    id = "prune.unoffered"\n%kd prune unoffered', "prune unoffered was written, and not offered", "above class Mine"),
+        ('@kdkit.stage("prune.mine")\ndef mine(model, context):\n    "Mine."\n    model[0].weight *= 2\n%kd prune mine', "leaf Variable", "change weight.data"),
+        (CLASS % 0.5 + "        self.share = 2\n%kd prune mine", "Instance is frozen", "local variables"),
+    ],
+)
+def test_an_authors_first_slips_are_told_with_what_to_do(author, cell, message, hint):
+    author.give("import kdkit")
+    error = author.fails(cell)
+    assert message in error.message
+    assert any(hint in each for each in error.hints)
+
+
 # care
 
 
@@ -131,7 +148,7 @@ def test_a_blocked_plugin_is_out_until_it_is_unblocked(author):
 def test_check_puts_the_stages_of_cells_through_the_conformance_suite(author):
     author.give((CLASS % 0.5).replace("context):", "context):\n        context.check_cancelled()"))
     whole = author.give("%kd plugins check notebook --models mlp")
-    one = author.give("%kd plugins check prune.mine --models mlp")
+    one = author.give("%kd plugins check prune mine --models mlp")
     assert repr(one) in repr(whole)
     assert "prune mine: " in repr(one)
     assert "prune mine" in one._repr_html_()
@@ -189,6 +206,7 @@ def test_a_trace_shows_what_raised_and_what_stood_around_it(author, untraced, mo
     assert told == [
         ("kdkit.protocol", "raised ZeroDivisionError: 'division by zero'"),
         ("notebook:kdkit_run_stage", "let through ZeroDivisionError: 'division by zero'"),
+        ("kdkit.protocol", "gave []"),
         ("notebook:kdkit_error_hints", "raised ValueError: 'no hints'"),
     ]
 
