@@ -8,20 +8,18 @@ In a test of a plugin, three lines; pytest shows each check as a test of its own
 
 In a notebook, `%kd plugins check NAME`; in Python:
 
->>> from typing import ClassVar
 >>> import kdkit
 >>> from kdkit.testing import check_stage
->>> class Halve(kdkit.Stage):
+>>> @kdkit.stage("tune.halve")
+... def halve(model, context):
 ...     """Halve every weight."""
-...     id: ClassVar = "tune.halve"
-...     def apply(self, model, context):
-...         for weight in model.parameters():
-...             weight.data.mul_(0.5)
->>> check_stage(Halve, models=["mlp", "cnn"])
+...     for weight in model.parameters():
+...         weight.data.mul_(0.5)
+>>> check_stage(halve, models=["mlp", "cnn"])
 tune halve: 16 of 16 checks hold; ran on mlp, cnn
 
-A stage runs on every model of the zoo (`kdkit.testing.zoo`) that it does not refuse: an MLP, a CNN with skips and BatchNorm, a depthwise
-CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a `KdError` that says why is what a stage owes to a model it does
+A stage runs on every model of the zoo (`kdkit.testing.zoo`) that it does not refuse: an MLP, one with two heads, a CNN with skips and
+BatchNorm, a depthwise CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a `KdError` that says why is what a stage owes to a model it does
 not fit. But it must run on one.
 
 `kdkit.testing.checks` lists the checks; each says what it holds and how to mend what breaks it.

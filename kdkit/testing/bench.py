@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdkit import Session
 from kdkit.context import Context
 from kdkit.contract import Needs, Stage, TrainStage
 from kdkit.data import Batch, Data
@@ -18,6 +17,7 @@ from kdkit.models import private_copy
 from kdkit.objects import DATA, Objects
 from kdkit.pipeline import Pipeline, after, follows, references
 from kdkit.plugins import manager
+from kdkit.session import Session
 from kdkit.testing import zoo
 from kdkit.testing.fingerprint import Fingerprint, changes, digest, fingerprint, in_short
 
@@ -63,8 +63,6 @@ class Bench:
 
 
 def _unlabelled(data: Data) -> Data:
-    from dataclasses import replace
-
     batches = [replace(batch, labels=None) for batch in data.batches()]
     return Data(lambda: batches, f"{data.why}, without labels", data.items)
 
@@ -76,9 +74,9 @@ def bench(stage: Stage, name: str) -> Bench:
         KdError: the stage can't follow what the zoo has.
     """
     session = zoo_session(name)
-    before = (*_makers(stage, session.head.traits), stage)
-    steps = Pipeline.of([Pipeline.of(line) for line in before[:-1]] + [stage]).plan(session.head.traits)
-    model, traits = _prepared(name, tuple(step.stage.line() for step in steps[:-1]))
+    steps = Pipeline.of([*_makers(stage, session.head.traits), stage]).plan(session.head.traits)
+    lines = tuple(step.stage.line() for step in steps[:-1])
+    model, traits = _prepared(name, lines) if lines else (session.original, session.head.traits)
     session.objects.check(stage, session.task)
     return Bench(name, session, private_copy(model), traits)
 
@@ -86,9 +84,9 @@ def bench(stage: Stage, name: str) -> Bench:
 def zoo_session(name: str) -> Session:
     """A session on a model of the zoo, with all that a stage can ask for."""
     train, other = zoo.data(name), zoo.data(name, seed=2)
-    given = {"train": train, "eval": other, "calibration": train, "validation": other, "example": train.example(), "labelled": train, "unlabelled": _unlabelled(other)}
-    objects = {"function": torch.nn.functional.mse_loss, "object": [0] * (train.items or 0)}
-    return Session(zoo.make(name), tokenizer=zoo.tokenizer(), measures=(), **given, **objects, **zoo.teachers(name))
+    given: dict[str, Any] = {"train": train, "eval": other, "calibration": train, "validation": other, "example": train.example()}
+    given |= {"labelled": train, "unlabelled": _unlabelled(other), "function": torch.nn.functional.mse_loss, "object": [0] * (train.items or 0), **zoo.teachers(name)}
+    return Session(zoo.make(name), tokenizer=zoo.tokenizer(), measures=(), **given)
 
 
 def _makers(stage: Stage, traits: frozenset[str]) -> tuple[str, ...]:
@@ -147,7 +145,7 @@ class Watch:
 
 
 def _inputs(batch: Batch) -> Fingerprint:
-    return {f"input {key}": digest(item) for key, item in {**dict(enumerate(batch.args)), **batch.kwargs}.items()}
+    return {f"input {key}": digest(item) for key, item in (*enumerate(batch.args), *batch.kwargs.items())}
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -32,7 +32,7 @@ def recorded() -> Iterator[Imports]:
             seen.setdefault(name.partition(".")[0], set()).add(str((globals or {}).get("__name__", "")))
         return plain(name, globals, locals, fromlist, level)
 
-    builtins.__import__ = noted  # type: ignore[assignment]
+    builtins.__import__ = noted
     try:
         yield seen
     finally:

@@ -60,7 +60,7 @@ class Run:
         looks: times at which it could have been cancelled, its beginning and end among them.
         lines: of the plugin's own code that ran, where they were counted.
         stopped: whether the error that was to stop it was raised.
-        imports: that statements in the course of it asked for.
+        imports: that statements in the course of it asked for, where they were recorded.
     """
 
     made: nn.Module | None
@@ -111,12 +111,22 @@ class Trial:
 
     @keeping_modes
     def run(
-        self, occasion: str, *, count: bool = False, stop: BaseException | None = None, at: int = 0, cancelled: bool = False, stage: Stage | None = None, **changed: Any
+        self,
+        occasion: str,
+        *,
+        record: bool = False,
+        count: bool = False,
+        stop: BaseException | None = None,
+        at: int = 0,
+        cancelled: bool = False,
+        stage: Stage | None = None,
+        **changed: Any,
     ) -> Run:
         """Run the stage on a copy of the bench's model.
 
         Args:
             occasion: what the run is, for messages.
+            record: whether to record imports, which takes a little longer.
             count: whether to count the lines of the plugin's own code, which takes longer.
             stop: raised in the place of the `at`th line of the plugin's own code.
             cancelled: whether the user has asked to stop already.
@@ -130,8 +140,10 @@ class Trial:
         context = self.bench.context(chosen, cancelled=event, **changed)
         copy = private_copy(self.bench.model)
         made, error, began = None, None, clock()
-        counting = counted(self.home, stop, at) if count or stop else contextlib.nullcontext(Lines(self.home))
-        with seeded(SEED), recorded() as imports, counting as lines:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(seeded(SEED))
+            imports = stack.enter_context(recorded()) if record else {}
+            lines = stack.enter_context(counted(self.home, stop, at)) if count or stop else Lines(self.home)
             try:
                 made = chosen.apply(copy, context)
                 made = copy if made is None else made
@@ -155,7 +167,7 @@ class Trial:
     @functools.cached_property
     def first(self) -> Run:
         """The run that all is judged by."""
-        return self.run("when it succeeds")
+        return self.run("when it succeeds", record=True)
 
     @functools.cached_property
     def second(self) -> Run:
@@ -258,8 +270,9 @@ class Case:
             except KdError as error:
                 refused[name] = error.message
                 continue
-            if isinstance(error := begun[-1].first.error, KdError) and not isinstance(error, Cancelled):
-                refused[name] = error.message
+            raised = begun[-1].first.error
+            if isinstance(raised, KdError) and not isinstance(raised, Cancelled):
+                refused[name] = raised.message
         return cls(stage, tuple(begun), refused)
 
     @property

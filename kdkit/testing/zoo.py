@@ -7,6 +7,8 @@ torch.Size([8, 4])
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -158,9 +160,8 @@ def tiny_bert(num_labels: int = 2, seed: int = 0) -> nn.Module:
     """A BertForSequenceClassification: 2 layers, width 32, 4 heads of 8, feed-forward 64."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32, num_labels=num_labels
-    )
+    config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32)
+    config.num_labels = num_labels
     return _seeded(lambda: BertForSequenceClassification(config), seed)
 
 
@@ -183,7 +184,7 @@ def tiny_gpt2(seed: int = 0) -> nn.Module:
     return _seeded(lambda: GPT2LMHeadModel(config), seed)
 
 
-MODELS: dict[str, Callable[[], Any]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "two_heads": two_heads,
     "cnn": cnn,
@@ -203,6 +204,11 @@ def make(name: str, seed: int = 0) -> nn.Module:
     """
     if name not in MODELS:
         raise KdError(f"the zoo has no {name!r}", did_you_mean(name, MODELS), f"models: {', '.join(MODELS)}")
+    return copy.deepcopy(_first(name, seed))
+
+
+@functools.cache
+def _first(name: str, seed: int) -> nn.Module:
     return MODELS[name](seed=seed)
 
 
