@@ -19,8 +19,8 @@ In a notebook, `%kd plugins check NAME`; in Python:
 tune halve: 16 of 16 checks hold; ran on mlp, cnn
 
 A stage runs on every model of the zoo (`kdkit.testing.zoo`) that it does not refuse: an MLP, one with two heads, a CNN with skips and
-BatchNorm, a depthwise CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a `KdError` that says why is what a stage owes to a model it does
-not fit. But it must run on one.
+BatchNorm, a depthwise CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a `KdError` that says why is what a stage
+owes to a model that it does not fit. But it must run on one; where its defaults suit none, it says in `tried_as` what does.
 
 `kdkit.testing.checks` lists the checks; each says what it holds and how to mend what breaks it.
 '''
@@ -30,14 +30,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kdkit.contract import Stage
 from kdkit.errors import KdError, did_you_mean
+from kdkit.plugins import manager
+from kdkit.testing import zoo
+from kdkit.testing.checks import CHECKS, judged, schema, schema_faults
 from kdkit.testing.report import Conformance, Conformances, Finding
-
-if TYPE_CHECKING:
-    from kdkit.contract import Stage
-    from kdkit.testing.trial import Case
+from kdkit.testing.samples import ways
+from kdkit.testing.trial import Case
 
 __all__ = ["Conformance", "Conformances", "Finding", "check_plugin", "check_stage", "conformance"]
 
@@ -55,28 +57,21 @@ def check_stage(stage: type[Stage] | Stage | str, *, models: Iterable[str] | Non
     Raises:
         KdError: there is no such model, or no such stage.
     """
-    from kdkit.testing import zoo
-    from kdkit.testing.checks import CHECKS, judged, schema_faults
-    from kdkit.testing.samples import ways
-
     names = tuple(models if models is not None else zoo.MODELS)
     for name in names:
         zoo.make(name)
     made = next(ways(stage)) if isinstance(stage, str) else stage
     kind = made if isinstance(made, type) else type(made)
     if wrong := list(schema_faults(kind)):
-        return Conformance(_title(kind), tuple(CHECKS), tuple(Finding(CHECKS[0], what) for what in wrong))
+        return Conformance(_title(kind), tuple(CHECKS), tuple(Finding(schema, what) for what in wrong))
     with _offered(kind):
         case = _tried(made, names)
-        found = tuple(Finding(check, what, where) for check, what, where in judged(case, CHECKS))
+        found = tuple(Finding(check, what, where) for check, what, where in judged(case))
     return Conformance(_title(kind), tuple(CHECKS), found, tuple(trial.name for trial in case.whole), case.refused)
 
 
 def _tried(stage: type[Stage] | Stage, names: tuple[str, ...]) -> Case:
     """The stage in the first way in which some model does not refuse it; in the first of all where each does."""
-    from kdkit.testing.samples import ways
-    from kdkit.testing.trial import Case
-
     tried = []
     for way in ways(stage):
         tried.append(Case.of(way, names))
@@ -96,8 +91,6 @@ def _offered(stage: type[Stage]) -> Iterator[None]:
     Raises:
         KdError: a plugin offers another stage by its id.
     """
-    from kdkit.plugins import manager
-
     if manager().stages().get(stage.id) is stage:
         yield
         return
@@ -131,8 +124,6 @@ def check_plugin(name: str, *, models: Iterable[str] | None = None) -> Conforman
 
 
 def _stages_of(name: str) -> list[type[Stage]]:
-    from kdkit.plugins import manager
-
     found = [plugin for plugin in manager().plugins() if name in (plugin.name, plugin.distribution)]
     if not found:
         raise KdError(f"no plugin {name!r}", did_you_mean(name, [plugin.name for plugin in manager().plugins()]), "%kd plugins lists them")
@@ -154,8 +145,6 @@ def conformance(*stages: type[Stage] | Stage | str, models: Iterable[str] | None
     >>> test_conformance = conformance("decompose svd --ratio 0.4", models=["mlp"])
     """
     import pytest
-
-    from kdkit.testing.checks import CHECKS
 
     chosen = None if models is None else tuple(models)
     report = functools.cache(lambda number: check_stage(stages[number], models=chosen))

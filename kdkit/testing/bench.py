@@ -130,10 +130,7 @@ class Watch:
                 yield f"changed {name}: {in_short(places)}"
 
     def _now(self) -> dict[str, Fingerprint]:
-        data = {
-            name: {f"input {key}": digest(item) for key, item in enumerate((*found.example().args, *found.example().kwargs.values()))}
-            for name, found in self.data.items()
-        }
+        data = {name: _inputs(found.example()) for name, found in self.data.items()}
         return {name: fingerprint(model) for name, model in self.models.items()} | data
 
     def shared_with(self, model: nn.Module) -> Iterator[str]:

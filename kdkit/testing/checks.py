@@ -11,7 +11,7 @@ import doctest
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -538,13 +538,10 @@ def _said(error: BaseException | None) -> str:
     return _first_line(error) + "".join(f" (line {frame.lineno} of {frame.filename.rpartition('/')[2]})" for frame in last)
 
 
-def judged(case: Case, wanted: Iterable[Check]) -> Iterator[tuple[Check, str, str]]:
-    """(check, what is wrong, where) for each thing that is wrong; a stage that is not whole is told that alone."""
+def judged(case: Case) -> Iterator[tuple[Check, str, str]]:
+    """(check, what is wrong, where) for each thing that is wrong; that nothing ran, where nothing else tells why."""
     found: list[tuple[Check, str, str]] = []
-    for each in wanted:
-        if each is runs and found and not case.trials:
-            continue  # what was found already is why nothing ran
-        found += [(each, what, where) for what, where in each.find(case)]
-        if each is schema and found:
-            break
+    for each in CHECKS:
+        if each is not runs or case.trials or not found:
+            found += [(each, what, where) for what, where in each.find(case)]
     yield from found

@@ -6,19 +6,29 @@ A fresh process starts once and forks for each question, so that what one answer
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from kdkit.errors import KdError
+import torch
 
-_FACE = "import kdkit; [getattr(kdkit, name) for name in kdkit.__all__]"
+import kdkit
+from kdkit import store
+from kdkit.errors import KdError
+from kdkit.testing import zoo
+from kdkit.testing.fingerprint import fingerprint, outputs
+from kdkit.values import path_of
+
+IDLE_S = 60.0
+"""After so long without a question a fresh process ends; the next question starts another."""
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from kdkit.testing.fresh import serve; serve()"
 
 
@@ -43,8 +53,6 @@ def restored(folder: str, name: str, call: bool = True) -> dict[str, Any]:
     Returns:
         `print`, its fingerprint, and `outputs` for the zoo's batch where it is called; or `error`.
     """
-    import torch
-
     return _ask("restore", folder=folder, name=name, call=call, threads=torch.get_num_threads())
 
 
@@ -52,19 +60,17 @@ def restored(folder: str, name: str, call: bool = True) -> dict[str, Any]:
 
 
 def _ask(question: str, **about: Any) -> dict[str, Any]:
-    server = _server(question)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    try:
-        server.stdin.write(json.dumps({"question": question, **about}) + "\n")
-        server.stdin.flush()
-        answer = server.stdout.readline()
-    except OSError:
-        answer = ""
-    if not answer:
+    for _ in range(2):  # one that was idle may have ended just now
+        server = _server(question)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        with contextlib.suppress(OSError):
+            server.stdin.write(json.dumps({"question": question, **about}) + "\n")
+            server.stdin.flush()
+            if answer := server.stdout.readline():
+                return json.loads(answer)
         _server.cache_clear()
-        raise KdError("the fresh process of kdkit.testing ended without an answer", "see its last words above; run the check again")
-    return json.loads(answer)
+    raise KdError("the fresh process of kdkit.testing ended without an answer", "its last words stand above, or in the terminal that Jupyter runs in")
 
 
 @functools.cache
@@ -80,25 +86,22 @@ def _server(question: str) -> subprocess.Popen[str]:
 
 def serve() -> None:
     """Answer questions, a line of JSON each, until there are no more."""
-    exec(_FACE, {})
+    for name in kdkit.__all__:
+        getattr(kdkit, name)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
-    for line in sys.stdin:
+    while line := _next():
         about = json.loads(line)
-        _ready(about)
+        if about["question"] == "restore":
+            zoo.make(about["name"])  # loads what every answer for that model wants
         answers.write(json.dumps(_apart(about)) + "\n")
         answers.flush()
 
 
-def _ready(about: Mapping[str, Any]) -> None:
-    """What the process loads itself, before it forks, because every answer of the kind wants it."""
-    if about["question"] == "restore":
-        from kdkit import store  # noqa: F401
-        from kdkit.testing import fingerprint, zoo
-
-        if about["name"].startswith("tiny_"):
-            zoo.make(about["name"])
-        assert fingerprint
+def _next() -> str:
+    """The next question; none where there are no more, or nobody asks for long."""
+    waits = hasattr(os, "fork") and not select.select([sys.stdin], [], [], IDLE_S)[0]
+    return "" if waits else sys.stdin.readline()
 
 
 def _apart(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +140,6 @@ def _loaded(module: str) -> dict[str, Any]:
 
 
 def _restored(folder: str, name: str, call: bool, threads: int) -> dict[str, Any]:
-    import torch
-
-    from kdkit import store
-    from kdkit.testing import zoo
-    from kdkit.testing.fingerprint import fingerprint, outputs
-    from kdkit.values import path_of
-
     torch.set_num_threads(threads)
     skeleton = zoo.make(name)
     model, _ = store.load(folder, skeleton if store.read(folder)["skeleton"].get("class") == path_of(type(skeleton)) else None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdkit.contract import Stage
 from kdkit.errors import KdError
-from kdkit.lines import Reference, kind, option, read_options, refers, split
+from kdkit.lines import Reference, kind, read_options, refers, split
 from kdkit.pipeline import Pipeline
 
 ABSENT_LAYER = "no_layer_of_this_name"
@@ -55,19 +55,20 @@ def of_line(stage: type[Stage], line: str) -> Stage:
         raise KdError(f"{line!r} is no line of {title}", f"begin it with %kd {title}")
 
     def named(name: str, word: Any) -> Any:
-        return OBJECTS[refers(stage, name)].get(word.source, next(iter(OBJECTS[refers(stage, name)]))) if isinstance(word, Reference) else word
+        if not isinstance(word, Reference):
+            return word
+        names = OBJECTS.get(refers(stage, name), ("",))
+        return word.source if word.source in names else names[0]
 
     values = read_options(stage, words[2:], title, named, (Running, Line))
     return stage.build(title, {name: value for name, value in values.items() if name in stage.model_fields})
 
 
-OBJECTS: Mapping[str, Mapping[str, str]] = {
-    "model": {name: name for name in ("teacher", "one", "other")},
-    "data": {name: name for name in ("train", "eval", "calibration", "validation", "labelled", "unlabelled")},
-    "function": {"function": "function"},
-    "object": {"object": "object"},
-    "layers": {"layer": ""},
-    "": {"value": ""},
+OBJECTS: Mapping[str, tuple[str, ...]] = {
+    "model": ("teacher", "one", "other"),
+    "data": ("train", "eval", "calibration", "validation", "labelled", "unlabelled"),
+    "function": ("function",),
+    "object": ("object",),
 }
 """Names of the zoo's objects by what an option refers to; the first stands for one that the zoo does not know."""
 
@@ -125,8 +126,3 @@ def with_value(stage: Stage, name: str, value: Any) -> Stage:
 def layer_options(stage: type[Stage]) -> list[str]:
     """The parameters that hold patterns of layers."""
     return [name for name in stage.model_fields if refers(stage, name) == "layers"]
-
-
-def spelled(name: str) -> str:
-    """A parameter as its option."""
-    return option(name)

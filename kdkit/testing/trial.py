@@ -104,11 +104,6 @@ class Trial:
         self.bench: Bench = bench(self.stage, self.name)
         self.watch = Watch(self.bench)
 
-    @property
-    def home(self) -> str:
-        """The package whose code is the plugin's own; within kdkit itself, the stage's module."""
-        return home_of(type(self.stage))
-
     @keeping_modes
     def run(
         self,
@@ -136,14 +131,14 @@ class Trial:
         event = Looked()
         if cancelled:
             event.set()
-        chosen = stage or self.stage
+        chosen, home = stage or self.stage, home_of(type(self.stage))
         context = self.bench.context(chosen, cancelled=event, **changed)
         copy = private_copy(self.bench.model)
         made, error, began = None, None, clock()
         with contextlib.ExitStack() as stack:
             stack.enter_context(seeded(SEED))
             imports = stack.enter_context(recorded()) if record else {}
-            lines = stack.enter_context(counted(self.home, stop, at)) if count or stop else Lines(self.home)
+            lines = stack.enter_context(counted(home, stop, at)) if count or stop else Lines(home)
             try:
                 made = chosen.apply(copy, context)
                 made = copy if made is None else made
@@ -181,7 +176,7 @@ class Trial:
         stops: list[tuple[BaseException, int]] = [
             (RuntimeError("an error made by kdkit.testing"), lines // 2),
             (KeyboardInterrupt(), lines // 3),
-            (KeyboardInterrupt(), lines),
+            (KeyboardInterrupt(), lines * 5 // 6),
         ]
         return [self.run("when it fails" if isinstance(stop, Exception) else "when it is interrupted", stop=stop, at=max(at, 1)) for stop, at in stops]
 

@@ -1,16 +1,12 @@
 """What an author sees: the report, in a notebook, as an error, and in pytest."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from torch import nn
 
 from kdkit import KdError
-from kdkit.testing import check_plugin, check_stage, zoo
+from kdkit.testing import check_plugin, check_stage, conformance, zoo
 from kdkit.testing.checks import CHECKS, Check
 from kdkit.testing.report import Conformance, Conformances, Finding
 from tests.testing.defects import Narrow, Scale, Unseeded
@@ -115,22 +111,17 @@ def test_the_stages_of_the_session_are_as_before(offered):
     assert manager().stage("tune.test-scale") is Scale
 
 
-AUTHORS_TEST = """
-from kdkit.testing import conformance
-from tests.testing.defects import Scale, Unseeded
-test_conformance = conformance(Scale, Unseeded, "tune finetune --epochs 2", models=["mlp"])
-"""
-
-
-def test_three_lines_give_a_case_for_each_stage_and_check(tmp_path):
-    (tmp_path / "test_mine.py").write_text(AUTHORS_TEST)
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null", str(tmp_path / "test_mine.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
-    assert "1 failed, 47 passed" in done.stdout, done.stdout
-    assert "repeats (mlp): a second run differs in numbers of" in done.stdout
-    assert "mend: draw from torch's, numpy's or random's own generators" in done.stdout
-    assert "Traceback" not in done.stdout
+def test_pytest_gets_a_case_for_each_stage_and_check_and_a_failure_without_traceback():
+    test = conformance(Scale, Unseeded, "tune finetune --epochs 2", models=["mlp"])
+    stages, checks = sorted(test.pytestmark, key=lambda mark: mark.args[0] != "number")
+    assert stages.kwargs["ids"] == ["tune test-scale", "tune test-scale", "tune finetune --epochs 2"]
+    assert checks.args == ("check", [check.name for check in CHECKS])
+    test(0, "repeats")
+    test(1, "copies")
+    with pytest.raises(pytest.fail.Exception, match=r"repeats \(mlp\): a second run differs in numbers of") as failed:
+        test(1, "repeats")
+    assert "mend: draw from torch's, numpy's or random's own generators" in str(failed.value)
+    assert not failed.value.pytrace
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
