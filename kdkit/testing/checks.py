@@ -452,7 +452,7 @@ def cancels(case: Case) -> Found:
 
 def _until_quick(trial: Trial) -> Iterator[Run]:
     """Runs until one could be cancelled in time: the first may have loaded packages, and others may use the machine."""
-    for run in (lambda: trial.first, lambda: trial.second, *3 * [lambda: trial.run("when it succeeds")]):
+    for run in (lambda: trial.first, lambda: trial.second, *2 * [lambda: trial.run("when it succeeds")]):
         done = run()
         yield done
         if done.longest_s <= CANCEL_S:
