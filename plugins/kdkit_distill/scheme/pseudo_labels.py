@@ -116,7 +116,7 @@ class PseudoLabels(ResponseStage):
     labelled: str | None = param(None, "data with labels, of which each step takes a batch beside the unlabelled one", refers="data")
 
     def needed(self) -> Needs:
-        return Needs(train=True, teacher=True)
+        return replace(super().needed(), labels=False)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
