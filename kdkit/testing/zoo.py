@@ -118,7 +118,8 @@ class Lstm(nn.Module):
         return self.head(states[:, -1])
 
 
-def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A model made under a seed, in eval mode, with BatchNorm statistics as if trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make().eval()
@@ -133,27 +134,27 @@ def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def mlp(seed: int = 0) -> nn.Module:
     """An `Mlp` in eval mode, about 1.7 k parameters."""
-    return _seeded(Mlp, seed)
+    return seeded(Mlp, seed)
 
 
 def two_heads(seed: int = 0) -> nn.Module:
     """A `TwoHeads` in eval mode."""
-    return _seeded(TwoHeads, seed)
+    return seeded(TwoHeads, seed)
 
 
 def cnn(seed: int = 0) -> nn.Module:
     """A `Cnn` in eval mode, with BatchNorm statistics as if trained."""
-    return _seeded(Cnn, seed)
+    return seeded(Cnn, seed)
 
 
 def depthwise(seed: int = 0) -> nn.Module:
     """A `Depthwise` in eval mode."""
-    return _seeded(Depthwise, seed)
+    return seeded(Depthwise, seed)
 
 
 def lstm(seed: int = 0) -> nn.Module:
     """An `Lstm` in eval mode."""
-    return _seeded(Lstm, seed)
+    return seeded(Lstm, seed)
 
 
 def tiny_bert(num_labels: int = 2, seed: int = 0) -> nn.Module:
@@ -162,7 +163,7 @@ def tiny_bert(num_labels: int = 2, seed: int = 0) -> nn.Module:
 
     config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32)
     config.num_labels = num_labels
-    return _seeded(lambda: BertForSequenceClassification(config), seed)
+    return seeded(lambda: BertForSequenceClassification(config), seed)
 
 
 def tiny_llama(seed: int = 0) -> nn.Module:
@@ -173,7 +174,7 @@ def tiny_llama(seed: int = 0) -> nn.Module:
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=32,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    return _seeded(lambda: LlamaForCausalLM(config), seed)
+    return seeded(lambda: LlamaForCausalLM(config), seed)
 
 
 def tiny_gpt2(seed: int = 0) -> nn.Module:
@@ -181,7 +182,7 @@ def tiny_gpt2(seed: int = 0) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2)
-    return _seeded(lambda: GPT2LMHeadModel(config), seed)
+    return seeded(lambda: GPT2LMHeadModel(config), seed)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
