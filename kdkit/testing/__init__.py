@@ -16,7 +16,7 @@ In a notebook, `%kd plugins check NAME`; in Python:
 ...     for weight in model.parameters():
 ...         weight.data.mul_(0.5)
 >>> check_stage(halve, models=["mlp", "cnn"])
-tune halve: 16 of 16 checks hold; ran on mlp, cnn
+tune halve: 17 of 17 checks hold; ran on mlp, cnn
 
 A stage runs on every model of the zoo (`kdkit.testing.zoo`) that it does not refuse: an MLP, one with two heads, a CNN with skips and
 BatchNorm, a depthwise CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a `KdError` that says why is what a stage
@@ -117,7 +117,7 @@ def check_plugin(name: str, *, models: Iterable[str] | None = None) -> Conforman
 
     >>> check_plugin("tune", models=["mlp"])
     tune: 1 of 1 stages conform
-    tune finetune: 16 of 16 checks hold; ran on mlp
+    tune finetune: 17 of 17 checks hold; ran on mlp
     """
     chosen = None if models is None else tuple(models)
     return Conformances(name, tuple(check_stage(stage, models=chosen) for stage in _stages_of(name)))

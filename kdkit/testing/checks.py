@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import functools
 import inspect
 import sys
 import traceback
@@ -135,6 +136,21 @@ def as_recipe(stage: Stage) -> Stage:
     return Pipeline.from_data(yaml.load(yaml.dump(Pipeline((stage,)).data(), Dumper=_DUMPER), _LOADER)).stages[0]
 
 
+def as_form(stage: Stage) -> Stage:
+    """Through the wizard's form."""
+    shown = _form(type(stage))
+    shown.fill(stage.changed())
+    return type(stage).build(stage.title, shown.values())
+
+
+@functools.cache
+def _form(kind: type[Stage]) -> Any:
+    """The form of a stage, with what the stage itself offers."""
+    from kdkit.notebook.wizard.form import Form
+
+    return Form(kind, lambda settings, name: list(settings.offers(name)))
+
+
 # of the same YAML, and where libyaml is there eight times as fast
 _DUMPER, _LOADER = getattr(yaml, "CSafeDumper", yaml.SafeDumper), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -174,6 +190,11 @@ def line(case: Case) -> Found:
 @check("written to a recipe and read again, it is the same", "let validators take a list where the field is a tuple, and return the same for what they return")
 def recipe(case: Case) -> Found:
     yield from ((what, "") for what in lost(case, as_recipe))
+
+
+@check("shown in a form and read from it again, it is the same", "let offers() return a list of texts; declare what a field holds by its type and by refers")
+def form(case: Case) -> Found:
+    yield from ((what, "") for what in lost(case, as_form))
 
 
 @check(

@@ -137,6 +137,18 @@ class OnlyTuples(Scale):
         return value
 
 
+# form
+
+
+@breaks("form")
+class OffersNothing(Scale):
+    """A stage that fails where it is asked what may be chosen."""
+
+    @classmethod
+    def offers(cls, parameter):
+        raise ValueError("nothing to offer")
+
+
 # messages
 
 
