@@ -248,6 +248,18 @@ class Cell:
         """Make it the active cell, in command mode, the focus on it."""
         self.prompt.click()
 
+    def activate(self) -> None:
+        """The same without the mouse, which may miss while outputs above change their height."""
+        self.notebook.page.evaluate(
+            """index => {
+                const notebook = jupyterapp.shell.currentWidget.content;
+                notebook.deselectAll();
+                notebook.activeCellIndex = index;
+                notebook.mode = 'command';
+            }""",
+            self.index,
+        )
+
     def edit(self) -> None:
         """Put the cursor into it."""
         self.box.locator(".cm-content").click()

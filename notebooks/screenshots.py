@@ -7,8 +7,9 @@ The notebook is run from top to bottom, and stays as it is on disk. A cell says 
     "pictures": [{"name": "wizard-model"},
                  {"name": "wizard-run", "press": ["Run", "Start"], "until": "done"}]
 
-`press` names tabs and buttons of the output that are pressed first, in turn; `until` is a text that is waited for after that. A name gives the files
-`NAME-light.png` and `NAME-dark.png`, which the README shows to readers of either kind:
+`press` names tabs and buttons of the output that are pressed first, in turn; `until` is a text that is waited for after that; `part` is the CSS selector of
+what is to be seen of the output, where that is not the whole. A name gives the files `NAME-light.png` and `NAME-dark.png`, which the README shows to
+readers of either kind:
 
     <picture>
       <source media="(prefers-color-scheme: dark)" srcset="pictures/wizard-run-dark.png">
@@ -24,13 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from PIL import Image
 
 from notebooks.lab import PATIENCE, THEMES, Cell, Notebook, chromium, serve
 
-SIZE = {"width": 1000, "height": 1600}
+SIZE = {"width": 1000, "height": 2400}
 """Of the page, in pixels of a screen; high enough that no output is cut off."""
 SCALE = 1.5
 """Pixels of a picture for one of the screen's."""
+COLOURS = 64
+"""Of a picture; a page of text has few, and the file is a third as large."""
 STYLE = """
 .jp-OutputArea-prompt, .jp-OutputArea-promptOverlay { display: none !important; }
 .jp-Cell-outputArea { padding: 12px; }
@@ -54,7 +58,7 @@ def pictures(notebook: Notebook, name: str, folder: Path) -> Iterator[Path]:
         if content.cell_type != "code" or not content.source.strip():
             continue
         cell = notebook.cell(index)
-        cell.select()
+        cell.activate()
         cell.start()
         cell.wait()
         if cell.error() and "raises-exception" not in content.metadata.get("tags", ()):
@@ -74,7 +78,10 @@ def picture(cell: Cell, wanted: dict[str, Any], folder: Path) -> Iterator[Path]:
     for theme in THEMES:
         cell.notebook.theme(theme)
         file = folder / f"{wanted['name']}-{theme}.png"
-        cell.output.screenshot(path=file, animations="disabled", style=STYLE)
+        shown = cell.output.locator(wanted["part"]).first if "part" in wanted else cell.output
+        shown.screenshot(path=file, animations="disabled", style=STYLE)
+        with Image.open(file) as taken:
+            taken.convert("RGB").quantize(COLOURS).save(file, optimize=True)
         yield file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,12 @@ def rows() -> dict[str, str]:
 def test_every_technique_stands_in_its_familys_row(technique: str) -> None:
     family, _, name = technique.partition(".")
     assert f"`{name}`" in rows()[family]
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r'(?:src|srcset)="([^"]+)"|\]\((?!https?:)([^)#]+)\)', README)), key=str))
+def test_every_picture_and_file_that_is_linked_is_there(target: tuple[str, str]) -> None:
+    assert (Path(__file__).parents[1] / "".join(target)).exists()
+
+
+def test_pictures_are_small() -> None:
+    assert all(picture.stat().st_size < 150_000 for picture in (Path(__file__).parents[1] / "notebooks" / "pictures").glob("*.png"))

@@ -75,6 +75,10 @@ class Desk:
 
         return watch(self.shell, self.quiet)
 
+    def put_below(self, lines: str) -> None:
+        """Put lines into a new cell below the one that runs."""
+        self.shell.set_next_input(lines, replace=False)
+
     def begin(self, session: Session, given: dict[str, Any]) -> None:
         """Work on another session from now on; `given` are the objects it was made with, by name."""
         self.shared.session, self.shared.handed = session, dict(given)
@@ -242,6 +246,9 @@ class Aside(Desk):
 
     def progress(self) -> contextlib.AbstractContextManager[Callable[[Progress], None] | None]:
         return contextlib.nullcontext(self.observe)
+
+    def put_below(self, lines: str) -> None:
+        """Nothing: no cell runs here, and whichever runs next would have them below it."""
 
 
 def kind_of(owner: type[Settings], name: str) -> type:

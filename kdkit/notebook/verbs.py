@@ -341,7 +341,7 @@ class Code(Verb):
 
     def run(self, desk: Desk) -> Source:
         lines = _one_cell(desk.session, self.version) or desk.session.code(self.version)
-        desk.shell.set_next_input(lines, replace=False)
+        desk.put_below(lines)
         return Source(lines)
 
 

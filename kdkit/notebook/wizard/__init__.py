@@ -7,5 +7,6 @@
 | `form.py`, `editors.py` | a class's fields as controls |
 | `draft.py`, `judgement.py` | the pipeline that is put together; what is said of it before it runs |
 | `worker.py` | the thread in which things are done |
+| `hand.py` | the same worked from Python |
 | `opening.py` | what `%kd wizard` shows, and what is left of it without a kernel |
 """

@@ -61,6 +61,22 @@ class Plain(Editor):
         self.widget = self.first = widget
 
 
+NOTHING, OTHER = "(not set)", "something else"
+"""Entries of lists that stand for None, as a list whose value is None shows no entry at all; and for what is written."""
+
+
+class Choice(Plain):
+    """An entry of a list."""
+
+    @property
+    def value(self) -> Any:
+        return None if self.first.value == NOTHING else self.first.value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self.first.value = NOTHING if value is None else value
+
+
 class Words(Editor):
     """Several values in one line, as words of a `%kd` line: `layer.0 'two words'`."""
 
@@ -87,15 +103,12 @@ class Words(Editor):
         return word
 
 
-NOTHING, OTHER = "(not set)", "something else"
-
-
 class Named(Editor):
     """A name among those offered, or something else that is written: a name, or `{an expression}`."""
 
-    def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool):
-        self.none = [(NOTHING, None)] if optional else []
-        self.first = widgets.Dropdown(description=label, options=[*self.none, *_named(names), (OTHER, OTHER)], tooltip=hint, style=LABEL, layout={"width": WIDE})
+    def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool, default: Any = None):
+        self.none, self.default = [(NOTHING, NOTHING)] if optional else [], [default] if isinstance(default, str) else []
+        self.first = widgets.Dropdown(description=label, options=self._entries(names), tooltip=hint, style=LABEL, layout={"width": WIDE})
         self.text = widgets.Text(description=f"{label}, written", tooltip="a name, or {an expression}", style=LABEL, layout={"width": WIDE, "display": "none"})
         self.first.observe(self._shown, "value")
         self.widget = widgets.VBox([self.first, self.text])
@@ -109,30 +122,33 @@ class Named(Editor):
         chosen = self.first.value
         if chosen == OTHER:
             return read_word(self.text.value)
-        return chosen
+        return None if chosen == NOTHING else chosen
 
     @value.setter
     def value(self, value: Any) -> None:
-        known = [each for _, each in self.first.options]
-        if value in known and value != OTHER:
-            self.first.value = value
+        entry = NOTHING if value is None else value
+        if entry != OTHER and entry in [each for _, each in self.first.options]:
+            self.first.value = entry
         else:
             self.text.value = write_word(value)
             self.first.value = OTHER
 
     def offer(self, names: Sequence[str | Reference]) -> None:
         said = self.value
-        options = [*self.none, *_named(names), (OTHER, OTHER)]
+        options = self._entries(names)
         if list(self.first.options) != options:
             self.first.options = options
             self.value = said
+
+    def _entries(self, names: Sequence[str | Reference]) -> list[tuple[str, Any]]:
+        return [*self.none, *_named([*self.default, *names]), (OTHER, OTHER)]
 
     def _shown(self, change: Any = None) -> None:
         self.text.layout.display = None if self.first.value == OTHER else "none"
 
 
 def _named(names: Sequence[str | Reference]) -> list[tuple[str, Any]]:
-    return [(name.source if isinstance(name, Reference) else name or NOTHING, name) for name in dict.fromkeys(names) if name != OTHER]
+    return [(name.source if isinstance(name, Reference) else name or NOTHING, name) for name in dict.fromkeys(names) if name not in (NOTHING, OTHER)]
 
 
 def read_word(text: str) -> Any:
@@ -198,10 +214,11 @@ def editor(settings: type[Settings], name: str, label: str, hint: str, names: Se
         return Optional(label, Words(label, this.base, hint)) if this.optional else Words(label, this.base, hint)
     if this.choices or (this.base is bool and this.optional):
         choices = [(str(choice), choice) for choice in this.choices] or [("yes", True), ("no", False)]
-        options = [*([(NOTHING, None)] if this.optional else []), *choices]
-        return Plain(widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE}))
+        options = [*([(NOTHING, NOTHING)] if this.optional else []), *choices]
+        return Choice(widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE}))
     if refers(settings, name) not in ("", "path") or names:
-        return Named(label, names, hint, this.optional or (this.base is object and not settings.model_fields[name].is_required()))
+        field = settings.model_fields[name]
+        return Named(label, names, hint, this.optional or (this.base is object and not field.is_required()), None if field.is_required() else field.default)
     made = Plain(_control(this, label, hint))
     return Optional(label, made) if this.optional else made
 

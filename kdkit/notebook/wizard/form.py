@@ -17,7 +17,7 @@ from kdkit.errors import KdError
 from kdkit.lines import kind, option, refers, write_values
 from kdkit.notebook.help import bounds, is_advanced, unit
 from kdkit.notebook.wizard.draft import named
-from kdkit.notebook.wizard.editors import Editor, Named, Plain, editor
+from kdkit.notebook.wizard.editors import OTHER, Editor, Named, Plain, editor
 from kdkit.notebook.wizard.snippets import problem
 from kdkit.patterns import match
 from kdkit.plugins import manager
@@ -112,7 +112,8 @@ class Form:
         if not field.is_required():
             return field.default
         if isinstance(each, Named) or this.choices:
-            return each.first.options[0][1]
+            entry = each.first.options[0][1]
+            return "" if entry == OTHER else entry
         return () if this.many else this.base()
 
     def refresh(self) -> None:

@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kdkit.notebook.page import Page, Source
+from kdkit.notebook.wizard.hand import Hand
 
 if TYPE_CHECKING:
     from kdkit.notebook.desk import Desk
@@ -19,15 +20,15 @@ _open: dict[Any, View] = {}
 """The wizard of each shell; opening another closes it."""
 
 
-class View:
-    """A wizard as a notebook shows it: the widget, and below it a report that stays when the kernel is gone.
+class View(Hand):
+    """A wizard as a notebook shows it: the widget, and below it a report that stays when the kernel is gone. Code can work it too.
 
     Args:
         wizard: that is shown.
     """
 
     def __init__(self, wizard: Wizard):
-        self.wizard = wizard
+        super().__init__(wizard)
         self._report: Any = None
         wizard.after_each(self._update)
 
@@ -76,7 +77,7 @@ def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
     from kdkit.notebook.wizard.window import Wizard
 
     before = close(desk.shell)
-    wizard = Wizard(desk, before.draft if before is not None else None)
+    wizard = Wizard(desk, before.draft if before is not None else None, first="Pipeline" if stage or line else "")
     begin(wizard, stage, line)
     view = _open[desk.shell] = View(wizard)
     return view

@@ -11,12 +11,14 @@ STYLE = """<style>
 .kdkit-wizard .lm-TabBar-tab { color: var(--jp-ui-font-color0, inherit) !important; }
 .kdkit-wizard pre { margin: 0; white-space: pre-wrap; }
 .kdkit-wizard .widget-html-content { line-height: 1.45; }
+.kdkit-wizard .widget-hbox > .widget-label { white-space: normal; height: auto; }
 .kdkit-wizard p, .kdkit-wizard ul { margin: 4px 0; }
 .kdkit-wizard table { border-collapse: collapse; }
 .kdkit-wizard th, .kdkit-wizard td { padding: 2px 8px; vertical-align: top; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 </style>"""
-"""Of a wizard's own: the names of tabs that are not chosen stand out as little from their ground as 4.4 : 1 in JupyterLab."""
+"""Of a wizard's own: the names of tabs that are not chosen stand out as little from their ground as 4.4 : 1 in JupyterLab,
+and it cuts off a label that is too long for its line."""
 
 KEYS = "Keys: Tab and Shift-Tab move, Space and Enter press; Space opens a list, arrows choose in it. Letters go to JupyterLab unless you are in a text field."
 

@@ -39,12 +39,14 @@ class Wizard:
         box: the widget.
         draft: the pipeline that is being put together.
         worker: does what takes time.
+        told: what was said last, as text.
     """
 
     def __init__(self, desk: Desk, draft: Draft | None = None, first: str = ""):
         from kdkit.notebook.wizard.panes import PANES
 
         self.desk, self.draft, self.worker = desk, draft or Draft(), Worker()
+        self.told = ""
         self.panes: list[Pane] = [made(self) for made in PANES]
         self._built = [False] * len(self.panes)
         self._listening: list[Callable[[], None]] = []
@@ -78,6 +80,10 @@ class Wizard:
         index = self._index(title)
         self._build(index)
         return self.panes[index]
+
+    def is_built(self, title: str) -> bool:
+        """Whether a pane was shown or asked for."""
+        return self._built[self._index(title)]
 
     def open(self, title: str) -> None:
         """Bring a tab to the front."""
@@ -129,6 +135,7 @@ class Wizard:
         """Tell how it stands, in words that are read out, and what is wrong, if something is."""
         write(self._status, status(text))
         known = error if isinstance(error, KdError) or error is None else KdError(f"{type(error).__name__}: {error}")
+        self.told = text if known is None else f"{text}\n{known}".strip()
         # a region that comes into being is read out where it is an alert, and only there
         write(self._problem, "" if known is None else f'<div role="alert">{problem(known, "Stopped" if isinstance(error, Cancelled) else "Error")}</div>')
 

@@ -180,6 +180,28 @@ def test_names_are_offered_and_what_is_said_stays_when_other_names_are():
     assert form.control("teacher").first.value == OTHER
 
 
+def test_a_list_that_goes_back_to_nothing_shows_that_entry():
+    form = Form(Sample, offers=lambda made, name: ["big"] if name == "held" else ())
+    for name, value in (("held", "big"), ("bits", 4), ("maybe", False)):
+        form.fill({name: value})
+        assert form.values() == {name: value}
+        form.fill({})
+        assert form.control(name).first.label == "(not set)"
+
+
+def test_the_default_is_always_among_what_is_offered():
+    form = Form(Sample)
+    assert form.control("teacher").first.label == "teacher"
+    form.refresh()
+    assert form.control("teacher").first.label == "teacher"
+
+
+def test_what_must_be_named_is_empty_where_nothing_is_offered():
+    form = Form(verbs()["use"], fields=["model"])
+    assert form.values() == {}
+    assert "model" in form.problem.message
+
+
 def test_something_else_shows_a_field_for_it():
     named = Named("teacher", ["a"], "a model", optional=False)
     assert named.text.layout.display == "none"

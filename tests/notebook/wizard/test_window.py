@@ -299,6 +299,7 @@ def test_a_version_is_saved_exported_reported_and_made_code_of(wizard, tmp_path)
     pane.choice.value = "code"
     press(wizard, pane.go)
     assert "notebook:insert-cell-below" in pane.result.value
+    assert not wizard.desk.shell.payload_manager.read_payload(), "no cell asked for a cell below it"
 
 
 # opening and closing

@@ -39,7 +39,8 @@ class ModelPane(Pane):
     @property
     def using(self) -> str:
         """The line that begins a session with the model that is chosen and the data beside it."""
-        given = self.wizard.pane("Data and task").given()
+        beside = "Data and task"
+        given = self.wizard.pane(beside).given() if self.wizard.is_built(beside) else []
         return " ".join([line_of(Use, self.form.values()), *given])
 
     def _said(self) -> None:
