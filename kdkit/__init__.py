@@ -23,6 +23,7 @@ _HOMES = {
     "param": "contract",
     "stage": "contract",
     "hookimpl": "hookspecs",
+    "offer": "plugins",
     "KdError": "errors",
     "Batch": "data",
     "Data": "data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,12 +45,20 @@ def _kind(made: Any) -> str:
 
 
 def _check_traits(who: str, claimed: frozenset[str], seen: frozenset[str]) -> None:
-    told = claimed & SEEN
-    absent, silent = sorted(told - seen), sorted((seen & SEEN) - told)
-    wrong = [f"declares that the model has {in_words(trait)}, and it has not" for trait in absent]
-    wrong += [f"left {in_words(trait)} without declaring it" for trait in silent]
+    wrong = trait_faults(claimed & SEEN, seen)
     if wrong:
         raise KdError(f"{who} {'; it '.join(wrong)}", "its author must mend the stage's adds and removes; the result was thrown away")
+
+
+def trait_faults(claimed: frozenset[str], seen: frozenset[str]) -> list[str]:
+    """What is said of a model's traits and is not so, and what is so and was not said, a line each.
+
+    >>> trait_faults(frozenset({"onnx"}), frozenset())
+    ['declares that the model has the onnxruntime form, and it has not']
+    """
+    absent, silent = sorted(claimed - seen), sorted((seen & SEEN) - claimed)
+    wrong = [f"declares that the model has {in_words(trait)}, and it has not" for trait in absent]
+    return wrong + [f"left {in_words(trait)} without declaring it" for trait in silent]
 
 
 def unchanged(model: nn.Module, other: nn.Module) -> bool:
@@ -76,20 +85,24 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _check_output(who: str, stage: Stage, made: nn.Module, parent: nn.Module, task: Task, example: Batch) -> None:
+    for fault, hint in output_faults(stage, made, parent, task, example):
+        raise KdError(f"{who} {fault}", f"the result was thrown away{hint}")
+
+
+def output_faults(stage: Stage, made: nn.Module, parent: nn.Module, task: Task, example: Batch) -> Iterator[tuple[str, str]]:
+    """(what is wrong with a result's outputs, what to do about it)."""
     expected = predicted(parent, task, example)
     try:
         given = predicted(made, task, example)
     except KdError:
         raise
     except Exception as error:
-        raise KdError(f"{who} left a model that can't be called any more: {type(error).__name__}: {error}", "the result was thrown away") from error
+        yield f"left a model that can't be called any more: {type(error).__name__}: {error}", ""
+        return
     if stage.keeps_output and given.shape != expected.shape:
-        raise KdError(
-            f"{who} changed the output from {tuple(expected.shape)} to {tuple(given.shape)}",
-            "the result was thrown away; a stage that means to do so declares keeps_output = False",
-        )
+        yield f"changed the output from {tuple(expected.shape)} to {tuple(given.shape)}", "; a stage that means to do so declares keeps_output = False"
     if torch.isfinite(expected).all() and not torch.isfinite(given).all():
-        raise KdError(f"{who} left a model whose outputs are not finite", "the result was thrown away; try a smaller change, or a smaller learning rate")
+        yield "left a model whose outputs are not finite", "; try a smaller change, or a smaller learning rate"
 
 
 def predicted(model: nn.Module, task: Task, example: Batch) -> torch.Tensor:

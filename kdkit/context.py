@@ -34,6 +34,7 @@ class Context:
         notes: what the stage had to say, shown with its report.
         exhibits: what it had to show, see `exhibit`.
         scratch: a folder of the session's own for checkpoints.
+        trackers: loggers that hear of what happens.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Context:
     exhibits: list[Any] = field(default_factory=list)
     scratch: str = ""
     stage: str = ""
+    trackers: tuple[Any, ...] = ()
 
     def named(self, name: str, kind: str = "object") -> Any:
         """The session's object of that name.

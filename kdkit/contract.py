@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdkit.errors import KdError
+from kdkit import __version__
+from kdkit.errors import KdError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from kdkit.training import TrainPart
 
 API = 1
-"""The number of this contract; a stage declares the one it was written for."""
+"""The number of this contract; a stage declares the one it was written for, and one that declares none is taken at its word."""
+
+OLDEST_API = 1
+"""The oldest contract that is still spoken. New facts, needs and hook arguments are additions; what takes something away raises `API`."""
 
 FAMILIES = ("distill", "prune", "decompose", "peft", "tune", "quantize", "encode", "convert")
 """The families kdkit speaks of, in the order in which they usually follow one another; a plugin may bring its own."""
@@ -194,6 +198,8 @@ class Stage(Settings):
     """Whether the outputs keep their structure and shapes; the kit checks it on the example batch."""
     sample_options: ClassVar[str] = ""
     """What the example line of `help` says too, beside the first option: such as what an honest trial wants."""
+    tried_as: ClassVar[str] = ""
+    """The options by which `kdkit.testing` tries it, where no model of its zoo suits the defaults."""
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module | None:
         """Do the work on `model`, a private copy, and return it, or another model; None stands for the copy."""
@@ -272,6 +278,17 @@ def describe(settings: type[Settings]) -> str:
 LINE_OPTIONS = frozenset({"on", "as_", "seed", "dry_run", "o", "quiet", "debug"})
 """What every `%kd` line may say beside the stage's own options; a stage calls its parameters otherwise."""
 
+
+def foreign(api: Any) -> Iterator[str]:
+    """Why this kdkit does not speak a contract, by its number; nothing when it does."""
+    if not isinstance(api, int):
+        yield f"its api {api!r} is not the number of a contract; this kdkit {__version__} speaks {API}"
+    elif api > API:
+        yield f"written for contract {api}, and this kdkit {__version__} speaks no later one than {API}; update kdkit: pip install -U kdkit"
+    elif api < OLDEST_API:
+        yield f"written for contract {api}, and this kdkit {__version__} speaks none before {OLDEST_API}; update the plugin"
+
+
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\.[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -280,11 +297,15 @@ def faults(stage: type[Stage]) -> Iterator[str]:
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
         yield f"{stage!r} is not a subclass of kdkit.Stage"
         return
-    where = f"{stage.__module__}.{stage.__qualname__}"
+    where = stage.__qualname__ if stage.__module__ == "__main__" else f"{stage.__module__}.{stage.__qualname__}"
     if not _ID.fullmatch(str(stage.id)):
-        yield f'{where}: id {stage.id!r} is not "family.technique" in lower-case words'
-    if stage.api != API:
-        yield f"{where}: written for contract {stage.api}, this kdkit speaks {API}; " + ("update the plugin" if stage.api < API else "update kdkit")
+        yield f'{where}: id {stage.id!r} is not "family.technique" in lower-case words, such as prune.mine'
+    yield from (f"{where}: {fault}" for fault in foreign(stage.api))
+    if not isinstance(stage.needs, Needs):
+        yield f"{where}: needs is a {type(stage.needs).__name__}; write needs = kdkit.Needs(train=True) or the like"
+    for name in ("requires", "forbids", "adds", "removes"):
+        if isinstance(getattr(stage, name), str):
+            yield f"{where}: {name} is one word where a set is wanted; write {name} = {{{str(getattr(stage, name))!r}}}"
     if stage.apply is Stage.apply:
         yield f"{where}: has no apply(self, model, context)"
     if "__doc__" not in vars(stage) or not stage.__doc__:
@@ -300,13 +321,16 @@ def faults(stage: type[Stage]) -> Iterator[str]:
 
 
 def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
-    """Make a stage of a function and offer it in this session; running the cell again replaces it.
+    """Make a stage of a function, or complete a class derived from `Stage`, and offer it in this session.
+
+    Running the cell again replaces it. In the module of an installed plugin nothing is offered: there the hook
+    `kdkit_stages` names what this returns.
 
     Args:
         id: "family.technique".
         facts: class attributes of the stage: needs, requires, forbids, adds, removes, ...
 
-    The function takes model, context and its parameters, each with an annotation and a default, plain or made by `param`.
+    A function takes model, context and its parameters, each with an annotation and a default, plain or made by `param`.
 
     Raises:
         KdError: it is not written so, or the stage is not whole.
@@ -316,31 +340,62 @@ def stage(id: str, **facts: Any) -> Callable[[Callable], type[Stage]]:
     ...     "Zero the smallest weights."
     >>> smallest(share=0.2).line()
     'prune smallest --share 0.2'
+
+    >>> @stage("tune.halve", requires={Trait.FLOAT_WEIGHTS})
+    ... class Halve(Stage):
+    ...     "Multiply every weight by a factor."
+    ...     factor: float = param(0.5, "what every weight is multiplied by", gt=0)
+    ...     def apply(self, model, context): ...
+    >>> Halve(factor=0.25).line()
+    'tune halve --factor 0.25'
     """
+    if not isinstance(id, str):
+        raise KdError("@kdkit.stage wants to know the id of the stage", f'write @kdkit.stage("prune.{getattr(id, "__name__", "mine").lower()}")')
+    _check_facts(id, facts)
 
-    def make(function: Callable) -> type[Stage]:
-        from kdkit.plugins import manager
+    def make(written: Callable) -> type[Stage]:
+        from kdkit.plugins import manager, published
 
-        options = _options(function)
-
-        def apply(self: Stage, model: nn.Module, context: Context) -> nn.Module | None:
-            return function(model, context, **dict(self))
-
-        body: dict[str, Any] = {"id": id, "apply": apply, "source": function, **facts}
-        annotations = dict.fromkeys(body, ClassVar) | {item.name: item.annotation for item in options}
-        body |= {item.name: _declared(item) for item in options}
-        body |= {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__, "__annotations__": annotations}
-        try:
-            made: type[Stage] = type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)  # type: ignore[misc]
-        except pydantic.errors.PydanticUserError as error:
-            raise KdError(
-                f"{function.__name__}: {str(error).splitlines()[0]}",
-                "a parameter is plain data; an object is named: teacher: str = kdkit.param('teacher', 'who teaches', refers='model')",
-            ) from error
-        manager().offer(made)
+        made = _completed(written, id, facts) if isinstance(written, type) else _of_function(written, id, facts)
+        if not published(made.__module__):
+            manager().offer(made)
         return made
 
     return make
+
+
+def _check_facts(id: str, facts: Iterable[str]) -> None:
+    known = sorted(Stage.__class_vars__ - {"id", "model_config"})
+    for name in facts:
+        if name not in known:
+            raise KdError(f"stage({id!r}): a stage has no fact {name!r}", did_you_mean(name, known), f"facts: {', '.join(known)}")
+
+
+def _completed(written: type, id: str, facts: dict[str, Any]) -> type[Stage]:
+    if not issubclass(written, Stage):
+        raise KdError(f"{written.__name__} is a class, but not a kdkit.Stage", f"write class {written.__name__}(kdkit.Stage), or a function of model and context")
+    for name, value in {"id": id, **facts}.items():
+        setattr(written, name, value)
+    return written
+
+
+def _of_function(function: Callable, id: str, facts: dict[str, Any]) -> type[Stage]:
+    options = _options(function)
+
+    def apply(self: Stage, model: nn.Module, context: Context) -> nn.Module | None:
+        return function(model, context, **dict(self))
+
+    body: dict[str, Any] = {"id": id, "apply": apply, "source": function, **facts}
+    annotations = dict.fromkeys(body, ClassVar) | {item.name: item.annotation for item in options}
+    body |= {item.name: _declared(item) for item in options}
+    body |= {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__, "__annotations__": annotations}
+    try:
+        return type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)  # type: ignore[misc]
+    except pydantic.errors.PydanticUserError as error:
+        raise KdError(
+            f"{function.__name__}: {str(error).splitlines()[0]}",
+            "a parameter is plain data; an object is named: teacher: str = kdkit.param('teacher', 'who teaches', refers='model')",
+        ) from error
 
 
 def _options(function: Callable) -> list[inspect.Parameter]:
@@ -351,7 +406,7 @@ def _options(function: Callable) -> list[inspect.Parameter]:
     """
     given = list(inspect.signature(function, eval_str=True).parameters.values())
     loose = [item for item in given if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD, item.POSITIONAL_ONLY)]
-    if len(given) < 2 or loose:
+    if len(given) < 2 or loose or given[1].default is not inspect.Parameter.empty:
         raise KdError(f"{function.__name__}{inspect.signature(function)} is not the form of a stage", "write def name(model, context, *, ratio: float = 0.5)")
     options = given[2:]
     for item in options:

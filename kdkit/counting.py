@@ -80,7 +80,7 @@ def bytes_by_name(model: nn.Module) -> dict[str, int]:
     {'weight': 48, 'bias': 16}
     """
     state = model.state_dict()
-    parts = [(name, part) for name, value in state.items() for tensor in _tensors_in(value) for part in _parts(tensor)]
+    parts = [(name, part) for name, value in state.items() for tensor in _tensors_in(value) for part in plain_parts(tensor)]
     sizes: dict[str, int] = dict.fromkeys(state, 0)
     for name, part in {_key(part): (name, part) for name, part in reversed(parts)}.values():
         sizes[name] += part.nbytes
@@ -104,11 +104,11 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(item)
 
 
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
+def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a tensor is stored in."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name))
+            yield from plain_parts(getattr(tensor, name))
     elif tensor.is_sparse:
         yield from (tensor._indices(), tensor._values())
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -349,7 +349,7 @@ def _storages(tensors: Iterable[Tensor]) -> dict[StorageWeakRef, int]:
 
 def _strided(items: Iterable[Any]) -> Iterator[Tensor]:
     """The plain tensors with a storage that the items are made of."""
-    return (part for item in items if isinstance(item, Tensor) for part in _parts(item) if part.layout is torch.strided)
+    return (part for item in items if isinstance(item, Tensor) for part in plain_parts(item) if part.layout is torch.strided)
 
 
 def _held(tensor: Tensor) -> int:

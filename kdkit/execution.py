@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from kdkit.errors import Cancelled, KdError
 from kdkit.measure import Report
 from kdkit.models import private_copy, share_unchanged
 from kdkit.pipeline import Planned
+from kdkit.places import raised_at
 from kdkit.plugins import manager
 from kdkit.seeding import seeded
 from kdkit.versions import Version
@@ -55,8 +57,8 @@ def make(step: Planned, parent: Version, number: int, context: Context, measured
         Cancelled: it was asked to stop.
     """
     stage = step.stage
-    observe, context.observe = context.observe, _telling(stage, context.observe)
-    tell(Event("started", stage))
+    observe, context.observe = context.observe, _telling(stage, context)
+    tell(Event("started", stage), context.trackers)
     observe(Progress(context.stage, 0, 1, "begins"))
     began = time.perf_counter()
     try:
@@ -68,9 +70,9 @@ def make(step: Planned, parent: Version, number: int, context: Context, measured
         report = measured(model)
         version = Version(number, model, report, step.traits, "", stage, parent.number, notes, context.seed, step.inserted, "", seconds, exhibits=exhibits)
     except BaseException as error:
-        tell(Event("cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed", stage, error=error))
+        tell(Event("cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed", stage, error=error), context.trackers)
         raise
-    tell(Event("finished", stage, version=version))
+    tell(Event("finished", stage, version=version), context.trackers)
     return version
 
 
@@ -94,7 +96,13 @@ def _protocol(stage: Stage, model: nn.Module, context: Context) -> nn.Module:
     except Exception as error:
         told = manager().each("kdkit_error_hints", _complain, error=error, stage=stage)
         hints = [str(hint) for answer in told for hint in answer or ()]
-        raise KdError(f"{stage.title} failed: {type(error).__name__}: {error}", *hints, f"offered by {source(stage)}; the session is as it was") from error
+        raise KdError(f"{stage.title} failed: {_said(error, stage)}", *hints, f"offered by {source(stage)}; the session is as it was") from error
+
+
+def _said(error: Exception, stage: Stage) -> str:
+    """An error of an author's code, and the line of it that raised."""
+    place = raised_at(error, type(stage).__module__)
+    return f"{type(error).__name__}: {error}" + (f" ({place}: {place.code})" if place else "")
 
 
 def raise_problems(stage: Stage, model: nn.Module, context: Context) -> None:
@@ -108,7 +116,7 @@ def raise_problems(stage: Stage, model: nn.Module, context: Context) -> None:
     except KdError:
         raise
     except Exception as error:
-        raise KdError(f"{stage.title}: its check raised {type(error).__name__}: {error}", f"offered by {source(stage)}; nothing was run") from error
+        raise KdError(f"{stage.title}: its check raised {_said(error, stage)}", f"offered by {source(stage)}; nothing was run") from error
     if problems:
         raise KdError(f"{stage.title}: {problems[0]}", *problems[1:])
 
@@ -118,15 +126,22 @@ def source(stage: Stage) -> str:
     return manager().provider(stage.id).source
 
 
-def tell(event: Event) -> None:
-    """Let plugins hear of an event; one that raises is reported and does no harm."""
+def tell(event: Event, trackers: Iterable[Any] = ()) -> None:
+    """Let plugins and the session's trackers hear of an event; one that raises is reported and does no harm."""
     manager().each("kdkit_event", _complain, event=event)
+    for tracker in trackers:
+        try:
+            tracker.log(event)
+        except Exception as error:
+            _complain(f"tracker {tracker.name}: log raised {type(error).__name__}: {error}")
 
 
-def _telling(stage: Stage, observe: Callable[[Progress], None]) -> Callable[[Progress], None]:
+def _telling(stage: Stage, context: Context) -> Callable[[Progress], None]:
+    observe = context.observe
+
     def heard(progress: Progress) -> None:
         observe(progress)
-        tell(Event("progress", stage, progress))
+        tell(Event("progress", stage, progress), context.trackers)
 
     return heard
 

@@ -384,7 +384,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def _value(this: Kind, word: Any, where: str) -> Any:
-    if isinstance(word, os.PathLike):
+    if isinstance(word, os.PathLike) and this.base is not object:
         return os.fspath(word)
     if not isinstance(word, str):
         # numbers of numpy and torch, which pydantic does not take for numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -220,7 +221,7 @@ def adopt(obj: Any) -> nn.Module:
         return obj
     from kdkit.plugins import manager
 
-    model = manager().hook.kdkit_adopt_model(obj=obj)
+    model = manager().first("kdkit_adopt_model", warnings.warn, obj=obj)
     if isinstance(model, nn.Module):
         return model
     hint = f"make an instance of it: {obj.__name__}(...)" if isinstance(obj, type) else "pass a torch nn.Module; plugins can adopt other kinds with kdkit_adopt_model"

@@ -44,7 +44,7 @@ from kdkit.weights import Weights, weights
 if TYPE_CHECKING:
     from kdkit.backends import Backend
 
-SETTINGS = ("task", "loss", "metric", "backend", "seed", "batch_size", "measures")
+SETTINGS = ("task", "loss", "metric", "backend", "seed", "batch_size", "measures", "trackers")
 """What `set` takes beside objects."""
 
 
@@ -64,6 +64,7 @@ class Session:
         seed: of every stage, unless `run` is told another.
         batch_size: for data that comes as one array.
         measures: names of what to measure after each stage; everything when not said.
+        trackers: names of loggers that hear of what happens; none when not said.
         label: of the first version.
         objects: more objects that stages may name.
 
@@ -92,19 +93,22 @@ class Session:
         seed: int = 0,
         batch_size: int = 32,
         measures: tuple[str, ...] | None = None,
+        trackers: tuple[str, ...] = (),
         label: str = "base",
         **objects: Any,
     ) -> None:
         label = checked(label)
         self.history = History()
         self.objects = Objects({}, self._model_named, batch_size)
-        self.settings: dict[str, Any] = dict.fromkeys(SETTINGS) | {"backend": "cpu", "seed": 0, "batch_size": 32}
+        self.settings: dict[str, Any] = dict.fromkeys(SETTINGS) | {"backend": "cpu", "seed": 0, "batch_size": 32, "trackers": ()}
         self.task: tasks.Task | None = None
+        self.trackers: dict[str, Any] = {}
         self._running = threading.Lock()
         self._cancelled = threading.Event()
         self._scratch = tempfile.TemporaryDirectory(prefix="kdkit-", ignore_cleanup_errors=True)
         given = {"train": train, "eval": eval, "calibration": calibration, "validation": validation, "example": example, "teacher": teacher, "tokenizer": tokenizer}
         given |= {"task": task, "loss": loss, "metric": metric, "backend": backend, "seed": seed, "batch_size": batch_size, "measures": measures}
+        given |= {"trackers": trackers}
         self.original = private_copy(adopt(model)).eval()
         _check_names(given, objects)
         self.set(**{name: value for name, value in (given | objects).items() if value is not None})
@@ -155,12 +159,15 @@ class Session:
             KdError: data that can't be adopted, or that the model can't be called with; an unknown setting's value.
         """
         settings = self.settings | {name: value for name, value in named.items() if name in SETTINGS}
-        if isinstance(settings["measures"], str):
-            settings["measures"] = (settings["measures"],)
+        for name in ("measures", "trackers"):
+            if isinstance(settings[name], str):
+                settings[name] = (settings[name],)
         _check_settings(settings)
+        # a tracker may hold a file or a connection: one that was on stays the same object
+        trackers = {name: self.trackers.get(name) or manager().named("kdkit_trackers", name, "tracker") for name in settings["trackers"] or ()}
         objects = self.objects.having({name: value for name, value in named.items() if name not in SETTINGS}, settings["batch_size"])
         task = self._task_for(objects, settings)
-        self.objects, self.settings, self.task = objects, settings, task
+        self.objects, self.settings, self.task, self.trackers = objects, settings, task, trackers
         return self
 
     def _task_for(self, objects: Objects, settings: Mapping[str, Any]) -> tasks.Task | None:
@@ -305,6 +312,7 @@ class Session:
             cancelled=self._cancelled,
             scratch=self._scratch.name,
             stage=title,
+            trackers=tuple(self.trackers.values()),
         )
 
     # measuring

@@ -121,7 +121,7 @@ def test_a_model_agrees_with_itself_entirely_and_with_its_opposite_never():
 
 def test_agreement_needs_no_labels_and_of_embeddings_is_the_mean_cosine():
     data = adopt_data(torch.randn(10, 16, generator=torch.Generator().manual_seed(0)), batch_size=4)
-    model, other = zoo.mlp(), zoo._seeded(zoo.Mlp, seed=5)
+    model, other = zoo.mlp(), zoo.mlp(seed=5)
     report = measure(subject(model, data, original=other, task=Embedding()), names("agreement"))
     inputs = torch.cat([batch.args[0] for batch in data.batches()])
     expected = torch.cosine_similarity(model(inputs), other(inputs)).mean().item()

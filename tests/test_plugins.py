@@ -1,5 +1,6 @@
 """The plugin manager: isolation, choice, conflicts, notebook cells."""
 
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pluggy
@@ -136,14 +137,16 @@ def test_a_contribution_that_raises_marks_its_plugin_broken_and_loses_no_other(f
         def kdkit_measures(self):
             raise ZeroDivisionError("measures")
 
+    figure = SimpleNamespace(name="figure")
+
     class Gives:
         @hookimpl
         def kdkit_measures(self):
-            return ["figure"]
+            return [figure]
 
     fresh.add(Gives(), "gives")
     fresh.add(Raises(), "raises")
-    assert [record for _, record in fresh.contributions("kdkit_measures")] == ["figure"]
+    assert [record for _, record in fresh.contributions("kdkit_measures")] == [figure]
     assert [(plugin.name, plugin.reason) for plugin in fresh.problems] == [("raises", "ZeroDivisionError: measures")]
 
 
@@ -212,6 +215,10 @@ def anything(model, context, **options):
     """Do something."""
 
 
+def takes_a_ratio_for_the_context(model, ratio: float = 0.3):
+    """Do something."""
+
+
 def takes_version(model, context, *, version: int = 3):
     """Do something."""
 
@@ -225,6 +232,7 @@ def takes_tensor(model, context, *, scale: torch.Tensor = None):
     [
         (no_context, r"no_context\(model\) is not the form of a stage"),
         (anything, r"anything\(model, context, \*\*options\) is not the form of a stage"),
+        (takes_a_ratio_for_the_context, "is not the form of a stage"),
         (takes_version, "takes_version: a parameter can't be named version"),
         (takes_tensor, "takes_tensor: Unable to generate pydantic-core schema for <class 'torch.Tensor'>"),
     ],

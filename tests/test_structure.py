@@ -23,7 +23,7 @@ from tests.zoo import MODELS, Cnn, Mlp, batch, cnn, depthwise, lstm, mlp, tiny_b
 def output(model: nn.Module, inputs: Batch) -> Tensor:
     with torch.no_grad():
         given = inputs.call(model)
-    return given if isinstance(given, Tensor) else given.logits
+    return given if isinstance(given, Tensor) else torch.cat(given, -1) if isinstance(given, tuple) else given.logits
 
 
 def as_json(manifest: dict) -> dict:

@@ -1,201 +1,24 @@
-"""Tiny models for the tests: seeded, fast on one core, one of each kind that compression treats differently.
+"""The zoo that ships with the kit, under the name by which the tests know it; two of its models are a user's own classes here."""
 
->>> net = cnn()
->>> batch("cnn").call(net).shape
-torch.Size([8, 4])
-"""
+from torch import nn
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from kdkit.data import Batch
-
-CLASSES = 4
-VOCABULARY = 96
-TOKENS = 12
-ITEMS = 8
+from kdkit.testing import zoo
+from kdkit.testing.zoo import *  # noqa: F403
 
 
-class Mlp(nn.Module):
-    """Three linears with dropout between: (batch, 16) -> (batch, 4)."""
-
-    def __init__(self, inputs: int = 16, hidden: int = 32, classes: int = CLASSES):
-        super().__init__()
-        self.first = nn.Linear(inputs, hidden)
-        self.second = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(hidden, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.second(torch.relu(self.first(x))))
-        return self.head(self.dropout(hidden))
+class Mlp(zoo.Mlp):
+    """Of a package that a saved folder may not name, as a user's own class is."""
 
 
-class Block(nn.Module):
-    """Two convolutions and a skip, which couples their channels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(x + self.bn2(self.conv2(inner)))
+class Cnn(zoo.Cnn):
+    """The same with convolutions."""
 
 
-class Cnn(nn.Module):
-    """Stem, two blocks with skips, pooled head: (batch, 3, 12, 12) -> (batch, 4)."""
-
-    def __init__(self, channels: int = 16, blocks: int = 2, classes: int = CLASSES):
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-        self.blocks = nn.ModuleList(Block(channels) for _ in range(blocks))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn(self.stem(x)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.pool(x).flatten(1))
+def mlp(seed: int = 0) -> nn.Module:
+    """An `Mlp`."""
+    return zoo.seeded(Mlp, seed)
 
 
-class Depthwise(nn.Module):
-    """Expand, depthwise, project, as in MobileNetV2: (batch, 3, 12, 12) -> (batch, 4)."""
-
-    def __init__(self, channels: int = 8, expansion: int = 4, classes: int = CLASSES):
-        super().__init__()
-        wide = channels * expansion
-        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        self.expand = nn.Sequential(nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6())
-        self.depthwise = nn.Sequential(nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6())
-        self.project = nn.Sequential(nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels))
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x + self.project(self.depthwise(self.expand(x)))
-        return self.head(x.mean((2, 3)))
-
-
-class Lstm(nn.Module):
-    """Embedding, a two-layer LSTM, head on the last state: (batch, tokens) ids -> (batch, 4)."""
-
-    def __init__(self, width: int = 12, hidden: int = 16, classes: int = CLASSES):
-        super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, width)
-        self.lstm = nn.LSTM(width, hidden, num_layers=2, batch_first=True)
-        self.head = nn.Linear(hidden, classes)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        states, _ = self.lstm(self.embed(ids))
-        return self.head(states[:, -1])
-
-
-def _seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make().eval()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-    return model
-
-
-def mlp() -> nn.Module:
-    """An `Mlp` in eval mode, about 1.7 k parameters."""
-    return _seeded(Mlp)
-
-
-def cnn() -> nn.Module:
-    """A `Cnn` in eval mode, with BatchNorm statistics as if trained."""
-    return _seeded(Cnn)
-
-
-def depthwise() -> nn.Module:
-    """A `Depthwise` in eval mode."""
-    return _seeded(Depthwise)
-
-
-def lstm() -> nn.Module:
-    """An `Lstm` in eval mode."""
-    return _seeded(Lstm)
-
-
-def tiny_bert(num_labels: int = 2) -> nn.Module:
-    """A BertForSequenceClassification: 2 layers, width 32, 4 heads of 8, feed-forward 64."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32, num_labels=num_labels
-    )
-    return _seeded(lambda: BertForSequenceClassification(config))
-
-
-def tiny_llama() -> nn.Module:
-    """A LlamaForCausalLM: 2 layers, width 32, 4 query heads over 2 key-value heads of 8, feed-forward 64."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=32,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    return _seeded(lambda: LlamaForCausalLM(config))
-
-
-def tiny_gpt2() -> nn.Module:
-    """A GPT2LMHeadModel (Conv1D layers, tied embeddings): 2 layers, width 32, 4 heads."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2)
-    return _seeded(lambda: GPT2LMHeadModel(config))
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "depthwise": depthwise,
-    "lstm": lstm,
-    "tiny_bert": tiny_bert,
-    "tiny_llama": tiny_llama,
-    "tiny_gpt2": tiny_gpt2,
-}
-
-_NAMES = {
-    "Mlp": "mlp", "Cnn": "cnn", "Depthwise": "depthwise", "Lstm": "lstm",
-    "BertForSequenceClassification": "tiny_bert", "LlamaForCausalLM": "tiny_llama", "GPT2LMHeadModel": "tiny_gpt2",
-}  # fmt: skip
-
-
-def batch(model: str | nn.Module, items: int = ITEMS, seed: int = 1) -> Batch:
-    """A labelled batch for a model of the zoo, by name or by instance; the same for the same seed.
-
-    Labels are class ids (items,), below 2 for tiny_bert and 4 otherwise; for the language models they are the ids (items, 12).
-    """
-    name = model if isinstance(model, str) else _NAMES[type(model).__name__]
-    random = torch.Generator().manual_seed(seed)
-
-    def integers(high: int, *shape: int) -> Tensor:
-        return torch.randint(0, high, shape, generator=random)
-
-    if name == "mlp":
-        return Batch((torch.randn(items, 16, generator=random),), labels=integers(CLASSES, items))
-    if name in ("cnn", "depthwise"):
-        return Batch((torch.randn(items, 3, 12, 12, generator=random),), labels=integers(CLASSES, items))
-    ids = 3 + integers(VOCABULARY - 3, items, TOKENS)
-    if name == "lstm":
-        return Batch((ids,), labels=integers(CLASSES, items))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return Batch(kwargs=inputs, labels=integers(2, items) if name == "tiny_bert" else ids.clone())
+def cnn(seed: int = 0) -> nn.Module:
+    """A `Cnn`."""
+    return zoo.seeded(Cnn, seed)

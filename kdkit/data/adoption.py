@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +94,7 @@ def _known(obj: Any, batch_size: int) -> Data | None:
 def _from_plugin(obj: Any, batch_size: int) -> Data | None:
     from kdkit.plugins import manager
 
-    data = manager().hook.kdkit_adopt_data(obj=obj, batch_size=batch_size)
+    data = manager().first("kdkit_adopt_data", warnings.warn, obj=obj, batch_size=batch_size)
     if data is not None and not isinstance(data, Data):
         raise KdError(f"a plugin's kdkit_adopt_data returned {_name(data)}, not Data, for {_name(obj)}", "%kd plugins lists who answers that hook")
     return data

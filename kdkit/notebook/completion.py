@@ -161,7 +161,7 @@ class _Words:
 
         taken = len([word for word, before in zip(self.rest, ["", *self.rest], strict=False) if not word.startswith("-") and not before.startswith("-")])
         many = self.places and kind(self._owner(self.places[-1]), self.places[-1]).many
-        return self.places[-1:] if many else self.places[taken : taken + 1]
+        return self.places[min(taken, len(self.places) - 1) :][:1] if many else self.places[taken : taken + 1]
 
     def _options(self) -> Iterator[Offer]:
         from kdkit.lines import kind
@@ -207,6 +207,10 @@ class _Words:
             from kdkit.plugins import manager
 
             yield from ((plugin.name, "plugin") for plugin in manager().plugins())
+        if what == "technique" and "torch" in sys.modules:
+            from kdkit.plugins import manager
+
+            yield from ((id, "technique") for id in manager().stages() if manager().provider(id).name == "notebook")
         if what == "path":
             yield from ((path.name + "/" * path.is_dir(), "path") for path in sorted(Path().iterdir()) if not path.name.startswith("."))
 

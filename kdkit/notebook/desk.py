@@ -226,7 +226,7 @@ class Desk:
         try:
             yield
         finally:
-            if session.history is history:
+            if new and session.history is history:
                 session.objects = session.objects.having(dict.fromkeys(new), session.settings["batch_size"])
             else:
                 self.shared.handed |= new

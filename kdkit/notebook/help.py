@@ -226,12 +226,3 @@ def bounds(settings: type[Settings], name: str) -> str:
     return ", ".join(
         f"{sign} {bound:g}" for word, sign in _SIGNS.items() for rule in settings.model_fields[name].metadata if (bound := getattr(rule, word, None)) is not None
     )
-
-
-def plugins() -> Table:
-    """The plugins, the broken and blocked ones with the reason."""
-    rows = [
-        [each.name, f"{each.distribution} {each.version}".strip(), each.status + (f": {each.reason}" if each.reason else ""), ", ".join(each.offers)]
-        for each in manager().plugins()
-    ]
-    return Table(["plugin", "distribution", "status", "offers"], rows)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kdkit.context import Progress
 
-EVERY = 0.1
+EVERY = 0.2
 """Seconds between two updates of the display; more often is a burden to the browser."""
 REDRAW = 1.0
 """Seconds between two pictures of the curves, at least."""

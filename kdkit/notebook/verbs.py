@@ -5,6 +5,7 @@ The parser, help, completion and `%kd?` read these declarations; a new subclass 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -55,7 +56,7 @@ class Verb(Settings):
     @classmethod
     def word(cls) -> str:
         """As it is written."""
-        return cls.__name__.lower()
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
     def run(self, desk: Desk) -> Any:
         """Do the work and return what is shown."""
@@ -110,6 +111,7 @@ class Given(Settings):
     loss: Any = param(None, "loss(prediction, labels) instead of the task's", refers="function")
     metric: Any = param(None, "metric(predictions, labels) instead of the task's", refers="function")
     measures: tuple[str, ...] | None = param(None, "what to measure after each stage; everything when not said")
+    trackers: tuple[str, ...] = param((), "loggers that hear of what happens, which plugins bring; --no-trackers turns them off")
     backend: str | None = param(None, "where versions run and are measured: cpu, cuda, int8, ...")
     seed: int | None = param(None, "of every stage", ge=0)
     batch_size: int | None = param(None, "for data that comes as one array", ge=1)
@@ -403,22 +405,50 @@ class Export(Verb):
 
 
 class Plugins(Verb):
-    """The plugins: where they come from, whether they work, what they bring; or take one out, or back in."""
+    """The plugins: where they come from, whether they work, what they bring; take one out or back in, try it, watch the hooks."""
 
     places: ClassVar = ("action", "name")
-    sample: ClassVar = "%kd plugins block kdkit-extra"
+    sample: ClassVar = "%kd plugins check kdkit-extra"
 
-    action: Literal["list", "block", "unblock"] = param("list", "block takes a plugin out until the session ends")
-    name: str | None = param(None, "a plugin's name or its distribution's", refers="plugin")
+    action: Literal["list", "block", "unblock", "check", "trace"] = param(
+        "list", "block takes a plugin out until the session ends, check tries all it brings, trace tells who answers which hook"
+    )
+    name: tuple[str, ...] = param((), "a plugin's name or its distribution's; for check also a technique, for trace on or off", refers="plugin")
+    models: tuple[str, ...] = param((), "for check: models of the zoo; all of them when not said")
+    live: bool = param(False, "for trace: print each answer as it is given")
 
-    def run(self, desk: Desk) -> Table:
-        from kdkit.notebook.help import plugins
+    def run(self, desk: Desk) -> Any:
+        from kdkit.notebook import care
 
-        if self.action != "list":
-            if self.name is None:
-                raise KdError(f"plugins {self.action}: which one?", f"%kd plugins {self.action} NAME", "%kd plugins lists them")
-            {"block": manager().block, "unblock": manager().allow}[self.action](self.name)
-        return plugins()
+        if self.action == "list":
+            return care.listing()
+        name = ".".join(self.name)
+        if not name:
+            raise KdError(f"plugins {self.action}: which one?", f"%kd plugins {self.action} {'on' if self.action == 'trace' else 'NAME'}", "%kd plugins lists them")
+        if self.action == "check":
+            return care.check(name, self.models)
+        if self.action == "trace":
+            return care.trace(name, self.live)
+        {"block": manager().block, "unblock": manager().allow}[self.action](name)
+        return care.listing()
+
+
+class NewPlugin(Verb):
+    """Write a plugin that can be installed, tested and published: of a stage that a cell holds, or a small one to begin with."""
+
+    places: ClassVar = ("name",)
+    sample: ClassVar = "%kd new-plugin kdkit-tidy --from prune tidy"
+
+    name: str = param(..., "of the distribution: lower-case words with dashes")
+    from_: tuple[str, ...] = param((), "the stage to take along: family and technique, or the @version that it made", refers="technique")
+    licence: Literal["MIT", "BSD-3-Clause", "Apache-2.0", "none"] = param("MIT", "what others may do with it")
+    author: str = param("", "whom the licence names")
+    folder: str = param(".", "where the new folder is made", refers="path")
+
+    def run(self, desk: Desk) -> Any:
+        from kdkit.notebook import care
+
+        return care.new_plugin(self, desk)
 
 
 class Doctor(Verb):

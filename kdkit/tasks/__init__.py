@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 
-from kdkit.errors import KdError, did_you_mean
+from kdkit.errors import KdError
 from kdkit.hookspecs import hookimpl
 from kdkit.tasks.classes import CausalLM, Classification, MultiLabel, TokenClassification
 from kdkit.tasks.contract import IGNORED, Call, Task, tensor_of, wide
@@ -34,7 +34,7 @@ def tasks() -> dict[str, Task]:
     """All tasks by name, plugins' too."""
     from kdkit.plugins import manager
 
-    return {task.name: task for found in manager().hook.kdkit_tasks() for task in found}
+    return {task.name: task for _, task in manager().contributions("kdkit_tasks")}
 
 
 def task(kind: str | Task, loss: Callable | None = None, metric: Callable | None = None, better: str = "") -> Task:
@@ -55,11 +55,10 @@ def task(kind: str | Task, loss: Callable | None = None, metric: Callable | None
     'hits'
     """
     if isinstance(kind, str):
-        known = tasks()
-        if kind not in known:
-            raise KdError(f"no task {kind!r}", did_you_mean(kind, known), f"tasks: {', '.join(sorted(known))}")
-        kind = copy.copy(known[kind])
-        kind.why = "asked for by name"
+        from kdkit.plugins import manager
+
+        found: Task = copy.copy(manager().named("kdkit_tasks", kind, "task"))
+        found.why, kind = "asked for by name", found
     if not isinstance(kind, Task):
         raise KdError(f"a {type(kind).__name__} is not a task", f"tasks: {', '.join(sorted(tasks()))}", "or pass an instance of a class derived from kdkit.Task")
     for name, function in (("loss", loss), ("metric", metric)):

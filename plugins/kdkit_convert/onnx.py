@@ -30,4 +30,5 @@ class Onnx(Stage):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Export, and check what was exported."""
+        context.check_cancelled()
         return to_onnx(model, context.example, self.attention, self.opset)

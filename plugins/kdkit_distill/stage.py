@@ -82,10 +82,16 @@ class DistillStage(TrainStage):
         return self.weight * between(self.weight_schedule, 1.0, self.weight_end, progress) * rising(self.weight_warmup, progress)
 
     def needed(self) -> Needs:
-        needs = Needs(train=True, teacher=True, labels=self.share < 1)
+        packages = dict.fromkeys(package for spec in self.specs for package in read(spec).packages)
+        needs = Needs(train=True, teacher=True, labels=self.share < 1, packages=tuple(packages))
         for each in self.also_stages():
             needs |= each.needed()
         return needs
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The students that it makes, as they were asked for."""
+        return () if self.student is None else (self.student,)
 
     @property
     def fits(self) -> int:

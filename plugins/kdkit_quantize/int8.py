@@ -118,7 +118,9 @@ class Int8Stage(Stage):
         plan = self.plan(model.graph())
         held = {tensor.name: tensor for tensor in plan.model.graph.initializer}
         scales = sum(min(held[name].dims) for layer in plan.layers for name in layer.weights) if self.per_channel else 0
-        return Forecast(model, size_bytes=plan.model.ByteSize() - 3 * plan.elements + 5 * scales)
+        shorten_names(plan.model.graph)
+        untied = OnnxModel(plan.model.SerializeToString(), model.signature)
+        return Forecast(untied, size_bytes=plan.model.ByteSize() - 3 * plan.elements + 5 * scales)
 
     def pack(self, quantized: ModelProto, plan: Plan, source: OnnxModel, without: tuple[str, ...] = ()) -> OnnxModel:
         """The quantized graph as a model, tidied.

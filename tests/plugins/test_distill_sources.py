@@ -145,8 +145,14 @@ def test_whoever_is_done_with_a_teacher_leaves_it_to_the_others() -> None:
 def test_each_thread_has_its_own_way_of_asking_a_teacher() -> None:
     teacher, context = CountingTeacher(), run(None)
     context.objects = {**context.objects, "teacher": teacher}
-    made = []
-    threads = [threading.Thread(target=lambda: made.append(_Asked.of("teacher", context))) for _ in range(2)]
+    made, both = [], threading.Barrier(2)
+
+    def ask() -> None:
+        made.append(_Asked.of("teacher", context))
+        # a thread that has ended may lend its number to the next
+        both.wait(60)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

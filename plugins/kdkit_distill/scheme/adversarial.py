@@ -76,6 +76,7 @@ class Adversarial(Tempered):
     """
 
     id: ClassVar[str] = "distill.adversarial"
+    tried_as: ClassVar[str] = "--low -5 --high 5"
     compares_logits: ClassVar[bool] = True
 
     objective: Literal["ard", "rslad"] = param("rslad", "whose loss and attack: ard attacks the labels, rslad the teacher's soft answers")
@@ -85,8 +86,8 @@ class Adversarial(Tempered):
     attack_step: float = param(2 / 255, "how far one step of the attack moves a pixel", gt=0)
     attack_steps: int = param(10, "steps of the attack; each costs a forward and a backward pass", ge=1)
     random_start: bool = param(True, "begin the attack anywhere within epsilon; --no-random-start at the input")
-    low: float = param(0.0, "least value of a pixel")
-    high: float = param(1.0, "greatest value of a pixel")
+    low: float = param(0.0, "least value of a pixel", unit="that of a pixel")
+    high: float = param(1.0, "greatest value of a pixel", unit="that of a pixel")
     mean: tuple[float, ...] = param((), "of the normalisation that the data went through, one a channel or one for all")
     std: tuple[float, ...] = param((), "of that normalisation")
     measure: int = param(512, "items of the evaluation data on which accuracy under attack is told before and after; 0 for none", ge=0, advanced=True)

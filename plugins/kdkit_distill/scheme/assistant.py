@@ -37,6 +37,10 @@ class Assistant(Succession):
     through: tuple[str, ...] = param(..., "assistants, the largest first, each said as a --student: narrow=0.7, layers=0,2,4, a light net, a model", refers="model")
 
     @property
+    def specs(self) -> tuple[str, ...]:
+        return (*self.through, *super().specs)
+
+    @property
     def fits(self) -> int:
         return 1 + len(self.through)
 

@@ -222,6 +222,7 @@ class Merge(SeveralTeachers):
     """
 
     id: ClassVar[str] = "distill.merge"
+    tried_as: ClassVar[str] = '--teachers {one} {other} --classes "0 1 2 3|0 1 2 3"'
 
     classes: str = param("", 'each teacher\'s classes, in the order of its head: "cat dog|apple pear" or places "0 1|2 3"; one set after another when not said')
     origin: str | None = param(None, "an object of the session: the number of each training item's teacher from 0, or -1; when not said, labels tell", refers="object")

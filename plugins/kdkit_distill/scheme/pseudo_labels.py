@@ -108,6 +108,7 @@ class PseudoLabels(ResponseStage):
 
     id: ClassVar[str] = "distill.pseudo-labels"
     sample_options: ClassVar[str] = "--data {unlabelled} --labelled {labelled} --control {labelled}"
+    tried_as: ClassVar[str] = "--no-labels --threshold 0"
 
     alpha: float = param(0.5, "share of the teacher's labels in the loss; the rest is the labels'", gt=0, le=1, search=(0.1, 0.9))
     threshold: float = param(0.9, "least probability of the teacher's first choice that makes it a label", ge=0, le=1, search=(0.5, 0.99))
@@ -116,7 +117,7 @@ class PseudoLabels(ResponseStage):
     labelled: str | None = param(None, "data with labels, of which each step takes a batch beside the unlabelled one", refers="data")
 
     def needed(self) -> Needs:
-        return Needs(train=True, teacher=True)
+        return replace(super().needed(), labels=False)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from kdkit.contract import Needs, TrainStage, param
@@ -20,6 +21,9 @@ class SeveralTeachers(ResponseStage):
     sample_options: ClassVar[str] = "--teachers {one} {other} --control train"
 
     teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
+
+    def needed(self) -> Needs:
+        return replace(super().needed(), teacher=False)
 
     def references(self) -> Iterator[tuple[str, str, str]]:
         return (each for each in super().references() if each[0] != "teacher")
@@ -41,7 +45,7 @@ class NoTeacher(ResponseStage):
     """A scheme in which nets learn from labels and from what comes of that, and not from a teacher of the session."""
 
     def needed(self) -> Needs:
-        return Needs(train=True, labels=True)
+        return replace(super().needed(), teacher=False, labels=True)
 
     def references(self) -> Iterator[tuple[str, str, str]]:
         return (each for each in super().references() if each[0] != "teacher")

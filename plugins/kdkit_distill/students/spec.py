@@ -43,6 +43,13 @@ class Student:
     layers: tuple[int, ...] = ()
     width: float = 1.0
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What making it imports, beside torch."""
+        if self.kind == "narrow":
+            return ("torch_pruning",)
+        return ("transformers",) if self.kind == "catalogue" and CATALOGUE[self.name].startswith("published:") else ()
+
     def make(self, model: nn.Module, teacher: str, context: Context) -> nn.Module:
         """The student, a model of its own.
 

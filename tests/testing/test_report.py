@@ -1,0 +1,139 @@
+"""What an author sees: the report, in a notebook, as an error, and in pytest."""
+
+import re
+
+import pytest
+from torch import nn
+
+from kdkit import KdError
+from kdkit.testing import check_plugin, check_stage, conformance, zoo
+from kdkit.testing.checks import CHECKS, Check
+from kdkit.testing.report import Conformance, Conformances, Finding
+from tests.testing.defects import Narrow, Scale, Unseeded
+
+RULE = Check("repeats", "it does the same again", "seed it", lambda case: iter(()))
+OTHER = Check("copies", "it can be copied", "hold no locks", lambda case: iter(()))
+WRONG = Conformance("prune mine", (RULE, OTHER), (Finding(RULE, "differs in <head>", "mlp"),), ("mlp",), {"cnn": "too deep"})
+
+
+def test_a_report_says_what_where_and_how_to_mend_it():
+    assert repr(WRONG).splitlines() == [
+        "prune mine: 1 of 2 checks hold; ran on mlp; refused cnn",
+        "  repeats (mlp): differs in <head>",
+        "    mend: seed it",
+    ]
+
+
+def test_its_html_tells_every_check_and_every_refusal_and_escapes_what_it_shows():
+    html = WRONG._repr_html_()
+    assert "differs in &lt;head&gt;" in html
+    assert "it can be copied" in html
+    assert "too deep" in html
+
+
+def test_require_raises_the_report_or_gives_it_back():
+    with pytest.raises(KdError, match=re.escape(repr(WRONG))):
+        WRONG.require()
+    assert WRONG.of("copies").require().ok
+
+
+def test_a_plugins_report_counts_the_stages_that_conform():
+    both = Conformances("mine", (WRONG, WRONG.of("copies")))
+    assert repr(both).startswith("mine: 1 of 2 stages conform\nprune mine: 1 of 2 checks hold")
+    with pytest.raises(KdError, match="1 of 2 stages conform"):
+        both.require()
+
+
+def test_each_check_says_what_it_holds_and_how_to_mend_it():
+    assert len({check.name for check in CHECKS}) == len(CHECKS) == 17
+    for check in CHECKS:
+        assert check.holds
+        assert check.mend
+
+
+def test_a_model_that_does_not_fit_is_refused_with_its_reason_and_is_no_failure():
+    report = check_stage(Narrow, models=["mlp", "cnn"])
+    assert report.ok
+    assert report.ran == ("mlp",)
+    assert report.refused == {"cnn": "prune test-narrow knows only models with a layer named first"}
+
+
+def test_a_stage_is_tried_as_an_instance_or_a_line_says_too():
+    assert check_stage(Scale(factor=0.25), models=["mlp"]).ok
+    assert check_stage("%kd decompose svd --ratio 0.4", models=["mlp"]).title == "decompose svd"
+
+
+def test_what_is_not_there_is_told_by_name():
+    with pytest.raises(KdError, match="the zoo has no 'mpl'") as caught:
+        check_stage(Scale, models=["mpl"])
+    assert caught.value.hints[0] == "did you mean mlp?"
+    with pytest.raises(KdError, match="no plugin 'tuen'"):
+        check_plugin("tuen")
+    with pytest.raises(KdError, match="plugin measures offers no stage"):
+        check_plugin("measures")
+
+
+class Boastful(nn.Module):
+    """A model that says less of itself than there is."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def kdkit_parameters(self):
+        return 1
+
+    def kdkit_macs(self, batch):
+        return 1
+
+
+def test_what_a_model_of_tensors_says_of_itself_is_counted_again():
+    class Wrapping(Scale):
+        """Wrap the model in one that answers for itself."""
+
+        def apply(self, model, context):
+            return Boastful(model)
+
+    told = [finding.what for finding in check_stage(Wrapping, models=["mlp"]).of("figures").findings]
+    assert [re.sub(r"\d[\d,]*", "N", what.replace(", and", " and")) for what in told] == [
+        f"its model says that it has N {figure} and its tensors have N" for figure in ("parameters", "MACs")
+    ]
+
+
+def test_the_stages_of_the_session_are_as_before(offered):
+    from kdkit.plugins import manager
+
+    offered(Scale)
+    check_stage(Unseeded, models=["mlp"])
+    assert manager().stage("tune.test-scale") is Scale
+
+
+def test_pytest_gets_a_case_for_each_stage_and_check_and_a_failure_without_traceback():
+    test = conformance(Scale, Unseeded, "tune finetune --epochs 2", models=["mlp"])
+    stages, checks = sorted(test.pytestmark, key=lambda mark: mark.args[0] != "number")
+    assert stages.kwargs["ids"] == ["tune test-scale", "tune test-scale", "tune finetune --epochs 2"]
+    assert checks.args == ("check", [check.name for check in CHECKS])
+    test(0, "repeats")
+    test(1, "copies")
+    with pytest.raises(pytest.fail.Exception, match=r"repeats \(mlp\): a second run differs in numbers of") as failed:
+        test(1, "repeats")
+    assert "mend: draw from torch's, numpy's or random's own generators" in str(failed.value)
+    assert not failed.value.pytrace
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_the_zoo_is_the_same_each_time_and_another_for_another_seed(name):
+    from kdkit.testing.fingerprint import changes, fingerprint
+
+    first = zoo.make(name)
+    assert not changes(fingerprint(first), fingerprint(zoo.make(name)))
+    assert changes(fingerprint(first), fingerprint(zoo.make(name, seed=1)))
+    assert first is not zoo.make(name)
+    assert zoo.data(name).example().call(first) is not None
+
+
+def test_the_tokenizer_speaks_the_zoos_vocabulary():
+    assert zoo.tokenizer()("w3 w95")["input_ids"] == [3, 95]
