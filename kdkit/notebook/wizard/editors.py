@@ -90,12 +90,28 @@ class Words(Editor):
 NOTHING, OTHER = "(not set)", "something else"
 
 
-class Named(Editor):
+class Choice(Editor):
+    """One of a few values, or none of them: `nothing`. An option whose value is None would be shown as blank, so its label is its value."""
+
+    def __init__(self, label: str, options: Sequence[tuple[str, Any]], hint: str, optional: bool, nothing: Any = None):
+        self.nothing = nothing
+        self.none = [(NOTHING, NOTHING)] if optional else []
+        self.widget = self.first = widgets.Dropdown(description=label, options=[*self.none, *options], tooltip=hint, style=LABEL, layout={"width": WIDE})
+
+    @property
+    def value(self) -> Any:
+        return self.nothing if self.first.value == NOTHING else self.first.value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self.first.value = NOTHING if value == self.nothing else value
+
+
+class Named(Choice):
     """A name among those offered, or something else that is written: a name, or `{an expression}`."""
 
-    def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool):
-        self.none = [(NOTHING, None)] if optional else []
-        self.first = widgets.Dropdown(description=label, options=[*self.none, *_named(names), (OTHER, OTHER)], tooltip=hint, style=LABEL, layout={"width": WIDE})
+    def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool, nothing: Any = None):
+        super().__init__(label, [*_named(names), (OTHER, OTHER)], hint, optional, nothing)
         self.text = widgets.Text(description=f"{label}, written", tooltip="a name, or {an expression}", style=LABEL, layout={"width": WIDE, "display": "none"})
         self.first.observe(self._shown, "value")
         self.widget = widgets.VBox([self.first, self.text])
@@ -106,16 +122,13 @@ class Named(Editor):
 
     @property
     def value(self) -> Any:
-        chosen = self.first.value
-        if chosen == OTHER:
-            return read_word(self.text.value)
-        return chosen
+        return read_word(self.text.value) if self.first.value == OTHER else super().value
 
     @value.setter
     def value(self, value: Any) -> None:
-        known = [each for _, each in self.first.options]
-        if value in known and value != OTHER:
-            self.first.value = value
+        said = NOTHING if value == self.nothing else value
+        if said != OTHER and said in [each for _, each in self.first.options]:
+            self.first.value = said
         else:
             self.text.value = write_word(value)
             self.first.value = OTHER
@@ -132,7 +145,7 @@ class Named(Editor):
 
 
 def _named(names: Sequence[str | Reference]) -> list[tuple[str, Any]]:
-    return [(name.source if isinstance(name, Reference) else name or NOTHING, name) for name in dict.fromkeys(names) if name != OTHER]
+    return [(name.source if isinstance(name, Reference) else name, name) for name in dict.fromkeys(names) if name not in ("", OTHER)]
 
 
 def read_word(text: str) -> Any:
@@ -198,10 +211,12 @@ def editor(settings: type[Settings], name: str, label: str, hint: str, names: Se
         return Optional(label, Words(label, this.base, hint)) if this.optional else Words(label, this.base, hint)
     if this.choices or (this.base is bool and this.optional):
         choices = [(str(choice), choice) for choice in this.choices] or [("yes", True), ("no", False)]
-        options = [*([(NOTHING, None)] if this.optional else []), *choices]
-        return Plain(widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE}))
+        return Choice(label, choices, hint, this.optional)
     if refers(settings, name) not in ("", "path") or names:
-        return Named(label, names, hint, this.optional or (this.base is object and not settings.model_fields[name].is_required()))
+        field = settings.model_fields[name]
+        if not field.is_required() and field.default == "":
+            return Named(label, names, hint, optional=True, nothing="")
+        return Named(label, names, hint, this.optional or (this.base is object and not field.is_required()))
     made = Plain(_control(this, label, hint))
     return Optional(label, made) if this.optional else made
 

@@ -104,8 +104,9 @@ class Wizard:
 
     def _opened(self, change: Any = None) -> None:
         self._build(self.tabs.selected_index or 0)
-        self.current.refresh()
-        self.show_lines()
+        if not self.busy:
+            self.say("")
+        self.refresh()
 
     # what it shows
 
@@ -169,6 +170,14 @@ class Wizard:
             self.say(f"{what}: not begun", error)
             return False
         return True
+
+    def cancel(self) -> None:
+        """Stop what runs; the session stays as it was before it."""
+        if self.session is None or not self.busy:
+            self.say("nothing is running")
+            return
+        self.say("cancelling ...")
+        self.session.cancel()
 
     def _occupied(self) -> None:
         for pane, built in zip(self.panes, self._built, strict=True):
