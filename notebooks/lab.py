@@ -68,6 +68,16 @@ class Lab:
         nbformat.write(notebook, self.folder / name)
         return name
 
+    def shut_down(self) -> None:
+        """End all kernels; no notebook should be open."""
+        for session in json.loads(self._ask("sessions")):
+            self._ask(f"sessions/{session['id']}", "DELETE")
+
+    def _ask(self, what: str, method: str = "GET") -> bytes:
+        request = urllib.request.Request(f"{self.url}/api/{what}", method=method, headers={"Authorization": f"token {self.token}"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return answer.read()
+
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[Lab]:

@@ -62,7 +62,7 @@ def offers(desk: Desk, settings: type[Settings], name: str) -> list[str | Refere
         found += session.compare().figures
     if what == "layers":
         model = session.history.model_of(session.head)
-        found += ["", *(name for name, module in model.named_modules() if name and module._parameters)]
+        found += [name for name, module in model.named_modules() if name and module._parameters]
     if not bare:
         found += [each for each in session.objects if _could_be(session.objects[each], what)]
     # where a verb takes the object itself it is the user's own that is meant

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-collect_ignore = ["axe.py"]
+collect_ignore = ["axe.py", "walker.py"]
 """No tests, and nothing to import where playwright is missing."""
 
 CI = os.environ.get("CI") == "true"

@@ -118,8 +118,10 @@ class Form:
 
     def refresh(self) -> None:
         """Offer what the notebook and the session hold by now."""
+        self._filling = True
         for name, each in self._editors.items():
             each.offer(self._offers(self.settings, name))
+        self._filling = False
         self._changed()
 
     def on_change(self, heard: Callable[[], None]) -> None:
@@ -137,7 +139,7 @@ class Form:
     def _row(self, name: str) -> Any:
         made = self._editors[name] = self._editor(name)
         made.observe(self._changed)
-        hint = widgets.HTML(f'<span style="opacity:.85">{escape(_hint(self.settings, name))}</span>', layout={"flex": "1 1 16em"})
+        hint = widgets.HTML(f'<span style="opacity:.85">{escape(_hint(self.settings, name))}</span>', layout={"flex": "1 1 16em", "margin": "2px 2px 2px 10px"})
         row = widgets.HBox([made.widget, hint], layout={"flex_flow": "row wrap", "align_items": "baseline"})
         if refers(self.settings, name) != "layers":
             return row

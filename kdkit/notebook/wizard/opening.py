@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdkit.notebook.desk import Desk
     from kdkit.notebook.wizard.window import Wizard
 
-LIVES = "The form of %kd wizard lives while its kernel does: run the cell again to have it back. What was done with it stays, below."
+LIVES = "What was done is kept here. The form of %kd wizard lives only while its kernel does: run the cell again to have it back."
 """Said where the form is shown no more; JupyterLab itself has only "Error displaying widget: model not found"."""
 
 _open: dict[Any, View] = {}

@@ -38,7 +38,7 @@ class Pane:
         """Show the session as it stands."""
 
     def busy(self, busy: bool) -> None:
-        """Allow what may be pressed while something runs (True), or while nothing does."""
+        """Show that something runs (True), or that nothing does. No button is disabled for it: the one that was pressed would lose the focus."""
 
     def unseen(self) -> Iterable[Any]:
         """Widgets that are held and not shown at the moment."""

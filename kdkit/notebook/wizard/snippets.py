@@ -15,10 +15,12 @@ STYLE = """<style>
 .kdkit-wizard p, .kdkit-wizard ul { margin: 4px 0; }
 .kdkit-wizard table { border-collapse: collapse; }
 .kdkit-wizard th, .kdkit-wizard td { padding: 2px 8px; vertical-align: top; }
+.kdkit-wizard select { appearance: auto !important; background-image: none !important; }
+.kdkit-wizard input[type="checkbox"] { vertical-align: middle; margin: 0 6px 2px 0; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 </style>"""
 """Of a wizard's own: the names of tabs that are not chosen stand out as little from their ground as 4.4 : 1 in JupyterLab,
-and it cuts off a label that is too long for its line."""
+it cuts off a label that is too long for its line, and the arrow of a list is black on a dark page."""
 
 KEYS = "Keys: Tab and Shift-Tab move, Space and Enter press; Space opens a list, arrows choose in it. Letters go to JupyterLab unless you are in a text field."
 
@@ -35,7 +37,7 @@ def code(lines: str, insert: bool = True) -> str:
     # a Lab command on a plain button needs no script: two commands, which share their arguments
     asked = json.dumps({"commands": ["notebook:insert-cell-below", "notebook:replace-selection"], "args": {"text": lines}})
     button = (
-        '<button type="button" class="jupyter-button lm-Widget" style="width:auto" title="JupyterLab puts these lines into a new cell below" '
+        '<button type="button" class="jupyter-button lm-Widget" style="width:auto;margin:4px 0" title="JupyterLab puts these lines into a new cell below" '
         f'data-commandlinker-command="apputils:run-all-enabled" data-commandlinker-args="{escape(asked, quote=True)}">Insert below</button>'
     )
     return shown + button

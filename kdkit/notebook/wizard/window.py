@@ -110,8 +110,9 @@ class Wizard:
 
     def _opened(self, change: Any = None) -> None:
         self._build(self.tabs.selected_index or 0)
-        self.current.refresh()
-        self.show_lines()
+        if not self.busy:
+            self.say("")
+        self.refresh()
 
     # what it shows
 
@@ -179,10 +180,12 @@ class Wizard:
         return True
 
     def cancel(self) -> None:
-        """Ask what is being done to stop."""
-        if self.session is not None and self.busy:
-            self.say(f"{self.busy}: cancelling ...")
-            self.session.cancel()
+        """Ask what is being done to stop; the session stays as it was before it."""
+        if self.session is None or not self.busy:
+            self.say("nothing is running")
+            return
+        self.say(f"{self.busy}: cancelling ...")
+        self.session.cancel()
 
     def _occupied(self) -> None:
         for pane, built in zip(self.panes, self._built, strict=True):

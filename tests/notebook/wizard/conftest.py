@@ -8,6 +8,13 @@ from kdkit import notebook
 from kdkit.notebook.wizard.window import Wizard
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """What is shown at once because it is quick is shown at once on a busy machine too."""
+    monkeypatch.setattr("kdkit.notebook.wizard.panes.pipeline.QUICK_S", 1e9)
+    monkeypatch.setattr("kdkit.notebook.wizard.panes.verb_forms.QUICK_S", 1e9)
+
+
 @pytest.fixture
 def wizard(cells):
     """A wizard on the notebook's session; closed afterwards."""

@@ -16,7 +16,7 @@ from kdkit.hookspecs import hookimpl
 from kdkit.lines import Reference, kind, option, read_options, refers, split
 from kdkit.notebook.grammar import unresolved
 from kdkit.notebook.verbs import Verb, verbs
-from kdkit.notebook.wizard.editors import OTHER, Named, read_word, write_word
+from kdkit.notebook.wizard.editors import NOTHING, OTHER, Named, read_word, write_word
 from kdkit.notebook.wizard.form import Form, line_of
 from kdkit.plugins import manager
 
@@ -237,3 +237,20 @@ def test_a_line_of_the_form_is_a_stage():
     line = " ".join(["tune", "finetune"])
     assert unresolved(split(line))[0].id == "tune.finetune"
     assert option("names") in form.options()
+
+
+def dropdowns(widget):
+    found = [widget] if isinstance(widget, widgets.Dropdown) else []
+    return found + [each for child in getattr(widget, "children", ()) for each in dropdowns(child)]
+
+
+@pytest.mark.parametrize("made", [Sample, *verbs().values()])
+def test_no_list_is_blank_also_when_it_is_set_back_to_nothing(made):
+    form = Form(made, offers=lambda made, name: ["one", Reference("other")])
+    for each in dropdowns(form.box):
+        for index in (len(each.options) - 1, 0):
+            each.index = index
+            assert each.index == index
+    form.fill({})
+    assert all(each.label == NOTHING for each in dropdowns(form.box) if NOTHING in dict(each.options))
+    assert None not in [each.index for each in dropdowns(form.box)]

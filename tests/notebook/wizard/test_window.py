@@ -113,7 +113,7 @@ def test_a_stage_that_is_foretold_by_doing_it_waits_for_its_button_and_can_be_st
     assert "tune test-slow" in pane.forecast.value
     add(wizard, "tune test-slow")
     pane.predict.click()
-    until(lambda: not pane.stop.disabled)
+    until(lambda: wizard.busy)
     pane.stop.click()
     wizard.worker.wait(10)
     assert "cancelled" in told(wizard)
@@ -134,6 +134,50 @@ def test_an_order_that_cannot_be_is_marked_with_its_remedy_before_it_is_added_an
     wizard.open("Pipeline")
     press(wizard, pane.rows[1].up)
     assert "✗" not in pane.rows[0].text.value + pane.rows[1].text.value
+
+
+@pytest.fixture
+def focused(monkeypatch):
+    """The names of what was given the focus."""
+    found = []
+    monkeypatch.setattr(ipywidgets.DOMWidget, "focus", lambda widget: found.append(widget.description))
+    return found
+
+
+def test_the_focus_goes_along_with_a_step_and_is_never_left_on_what_is_gone(wizard, focused):
+    pane = wizard.pane("Pipeline")
+    for stage in ("prune channels", "distill soft", "tune finetune"):
+        add(wizard, stage)
+
+    def after(button):
+        press(wizard, button)
+        return focused.pop()
+
+    assert after(pane.rows[2].up) == "Up 2"
+    assert after(pane.rows[1].up) == "Up 1"
+    assert after(pane.rows[0].up) == "Up 1"
+    assert after(pane.rows[0].down) == "Down 2"
+    assert after(pane.rows[2].join) == "Part 2"
+    assert after(pane.rows[1].part) == "Edit 2"
+    assert after(pane.rows[2].edit) == "technique"
+    assert after(pane.leave) == "Edit 3"
+    assert after(pane.rows[2].edit) == "technique"
+    assert after(pane.change) == "Edit 3"
+    assert after(pane.rows[2].remove) == "Remove 2"
+    assert after(pane.forget) == "family"
+
+
+def test_what_was_said_of_one_tab_is_gone_in_the_next(wizard):
+    wizard.session.run("tune finetune --steps 1")
+    wizard.open("Compare")
+    pane = wizard.pane("Compare")
+    pane.choice.value = "layers"
+    pane.form.control("layers").value = ("nowhere",)
+    press(wizard, pane.go)
+    assert "Error" in told(wizard)
+    assert "nowhere" not in pane.result.value, "it is said once"
+    wizard.open("Export")
+    assert "Error" not in told(wizard)
 
 
 def test_a_form_that_is_wrong_adds_nothing(wizard):
@@ -171,8 +215,7 @@ def test_the_pipeline_runs_with_both_bars_and_ends_with_the_report(wizard):
     assert run.whole.value == 1
     assert "distill soft" in run.report.value
     assert "done" in told(wizard)
-    assert run.cancel.disabled
-    assert not run.start.disabled
+    assert (run.start.button_style, run.cancel.button_style) == ("primary", "")
     assert wizard.draft.start == "@base", "run again, it begins where it began"
     press(wizard, run.follow)
     assert wizard.draft == Draft(start="@2")
@@ -203,8 +246,7 @@ def test_cancel_stops_within_a_second_leaves_the_session_whole_and_resume_goes_o
     run.start.click()
     until(lambda: "waiting" in run.bar._label.value)
     assert wizard.busy
-    assert not run.cancel.disabled
-    assert run.start.disabled
+    assert (run.start.button_style, run.cancel.button_style) == ("", "danger")
     began = time.monotonic()
     run.cancel.click()
     until(lambda: not wizard.busy)
@@ -241,11 +283,34 @@ def test_a_second_run_while_one_runs_is_refused_and_the_kernel_stays_usable(wiza
     run.start.click()
     until(lambda: "waiting" in run.bar._label.value)
     assert "a stage is running in this session" in cells.fails("%kd prune channels").message
-    assert "running the pipeline is not done yet" in (run._run() or told(wizard))
+    run.start.click()
+    assert "running the pipeline is not done yet" in told(wizard)
     assert cells.give("1 + 1") == 2
     assert len(cells.give("%kd").session.versions) == 1
     run.cancel.click()
     wizard.worker.wait(10)
+
+
+def buttons(widget):
+    """All buttons in a widget, but the two that have nothing to go on from."""
+    if isinstance(widget, ipywidgets.Button):
+        return [] if widget.description in ("Resume", "Go on from the result") else [widget]
+    return [button for child in getattr(widget, "children", ()) for button in buttons(child)]
+
+
+def test_no_button_is_disabled_while_something_runs_since_the_one_that_was_pressed_would_lose_the_focus(wizard, offered):
+    offered(Slow)
+    add(wizard, "tune test-slow")
+    for pane in wizard.panes:
+        wizard.open(pane.title)
+    before = [button.disabled for button in buttons(wizard.box)]
+    wizard.pane("Run").start.click()
+    until(lambda: "waiting" in wizard.pane("Run").bar._label.value)
+    assert [button.disabled for button in buttons(wizard.box)] == before
+    wizard.pane("Run").cancel.click()
+    wizard.worker.wait(10)
+    wizard.pane("Run").cancel.click()
+    assert "nothing is running" in told(wizard)
 
 
 def test_a_failure_is_told_with_its_hints_and_what_was_done_is_kept(wizard):

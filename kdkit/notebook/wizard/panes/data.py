@@ -50,9 +50,6 @@ class DataPane(Pane):
         if error is None:
             self.form.fill({})
 
-    def busy(self, busy: bool) -> None:
-        self.give.disabled = busy
-
     def refresh(self) -> None:
         self.form.refresh()
         session = self.wizard.session

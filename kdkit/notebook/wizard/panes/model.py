@@ -50,9 +50,6 @@ class ModelPane(Pane):
     def _use(self) -> None:
         self.wizard.do("taking the model", self.using)
 
-    def busy(self, busy: bool) -> None:
-        self.use.disabled = busy
-
     def refresh(self) -> None:
         self.form.refresh()
         model, session = self.wizard.model(), self.wizard.session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from html import escape
@@ -47,7 +47,7 @@ class PipelinePane(Pane):
         self.running = Form(Running, partial(offers, self.wizard.desk), fields=["on", "as_", "seed"])
         self.forecast = widgets.HTML()
         self.predict = self.button("Predict", "foretell parameters, bytes and MACs; nothing is run", self._predict)
-        self.stop = self.button("Stop", "stop what is being done within a second", self.wizard.cancel, "danger")
+        self.stop = self.button("Stop", "stop what is being done within a second", self.wizard.cancel)
         self.forget = self.button("Remove all steps", "begin the pipeline anew", self._forget)
         self.rows: list[Row] = []
         self.steps = widgets.VBox()
@@ -131,10 +131,13 @@ class PipelinePane(Pane):
         at, self.editing = self.editing, None
         if at is not None:
             self.wizard.redraft(self.wizard.draft.with_step(self.step(), at), f"step {at + 1} was changed")
+            self.rows[at].edit.focus()
 
     def _leave(self) -> None:
-        self.editing = None
+        at, self.editing = self.editing, None
         self.refresh()
+        if at is not None:
+            self.rows[at].edit.focus()
 
     def edit(self, at: int) -> None:
         """Show a step's stage in the form, to be changed."""
@@ -148,12 +151,17 @@ class PipelinePane(Pane):
         self.technique.focus()
         self.wizard.say(f"step {at + 1} is edited: change its options above, then press Change step")
 
-    def _operate(self, what: str, draft: Draft) -> None:
+    def operate(self, what: str, draft: Draft, at: int, button: str) -> None:
+        """Take another draft, and leave the focus on that button of the step at that place, or of the one that is nearest."""
         self.editing = None
         self.wizard.redraft(draft, what)
+        if draft.steps:
+            getattr(self.rows[min(max(at, 0), len(draft.steps) - 1)], button).focus()
+        else:
+            self.family.focus()
 
     def _forget(self) -> None:
-        self._operate("the pipeline has no steps", replace(self.wizard.draft, steps=()))
+        self.operate("the pipeline has no steps", replace(self.wizard.draft, steps=()), 0, "edit")
 
     def _placed(self) -> None:
         """Take over where the pipeline begins, what it is called, and its seed."""
@@ -209,9 +217,8 @@ class PipelinePane(Pane):
         self._quick = time.monotonic() - began < QUICK_S
 
     def _shape(self) -> None:
-        busy = bool(self.wizard.busy)
-        self.predict.disabled = busy or not self._fit
-        self.stop.disabled = not busy
+        self.predict.disabled = not self._fit
+        self.stop.button_style = "danger" if self.wizard.busy else ""
 
     def busy(self, busy: bool) -> None:
         self._shape()
@@ -227,25 +234,23 @@ def _is_foretold_cheaply(verdict: Verdict) -> bool:
 
 
 class Row:
-    """One step of the pipeline: its line, the verdict on it, and what can be done with it. It is kept while the steps move, so that
-    the focus stays on the button that moves them."""
+    """One step of the pipeline: its line, the verdict on it, and what can be done with it. The focus goes along with the step."""
 
     def __init__(self, pane: PipelinePane, number: int):
         self.text = widgets.HTML(layout={"flex": "1 1 24em"})
-        wizard, name = pane.wizard, number + 1
+        step = f"step {number + 1}"
 
-        def operate(what: str, change: Any) -> Any:
-            return lambda: pane._operate(what, change(wizard.draft))
+        def button(word: str, hint: str, done: str, change: Callable[[Draft, int], Draft], at: int, focus: str) -> Any:
+            """Press it, and what is `done` is told; then the focus is on the button `focus` of the step `at`."""
+            return pane.button(f"{word} {number + 1}", hint, lambda: pane.operate(f"{step} {done}", change(pane.wizard.draft, number), at, focus))
 
-        self.up = pane.button(f"Up {name}", f"run step {name} earlier", operate(f"step {name} was moved up", lambda draft: draft.moved(number, -1)))
-        self.down = pane.button(f"Down {name}", f"run step {name} later", operate(f"step {name} was moved down", lambda draft: draft.moved(number, 1)))
-        self.edit = pane.button(f"Edit {name}", f"change the options of step {name}", lambda: pane.edit(number))
-        self.remove = pane.button(f"Remove {name}", f"leave out step {name}", operate(f"step {name} was removed", lambda draft: draft.without(number)))
-        joined = f"step {name} trains in one loop with the step above it"
-        self.join = pane.button(f"Join {name}", f"train step {name} in one loop with the step above it", operate(joined, lambda draft: draft.joined(number)))
-        self.part = pane.button(
-            f"Part {name}", f"run the stages of step {name} one after another", operate(f"step {name} was taken apart", lambda draft: draft.parted(number))
-        )
+        self.edit = pane.button(f"Edit {number + 1}", f"change the options of {step}", lambda: pane.edit(number))
+        self.up = button("Up", f"run {step} earlier", "was moved up", lambda draft, at: draft.moved(at, -1), number - 1, "up")
+        self.down = button("Down", f"run {step} later", "was moved down", lambda draft, at: draft.moved(at, 1), number + 1, "down")
+        loop = "in one loop with the step above it"
+        self.join = button("Join", f"train {step} {loop}", f"trains {loop}", Draft.joined, number - 1, "part")
+        self.part = button("Part", f"run the stages of {step} one after another", "was taken apart", Draft.parted, number, "edit")
+        self.remove = button("Remove", f"leave out {step}", "was removed", Draft.without, number, "remove")
         self.number = number
         buttons = widgets.HBox([self.edit, self.up, self.down, self.join, self.part, self.remove], layout={"flex_flow": "row wrap"})
         self.box = widgets.HBox([self.text, buttons], layout={"flex_flow": "row wrap", "align_items": "baseline"})

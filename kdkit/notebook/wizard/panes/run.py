@@ -25,8 +25,8 @@ class RunPane(Pane):
     title = "Run"
 
     def build(self) -> None:
-        self.start = self.button("Run", "run the pipeline; each stage that succeeds is a version", self._run, "primary")
-        self.cancel = self.button("Cancel", "stop within a second; the session stays as it was before the stage that runs", self.wizard.cancel, "danger")
+        self.start = self.button("Run", "run the pipeline; each stage that succeeds is a version", self._run)
+        self.cancel = self.button("Cancel", "stop within a second; the session stays as it was before the stage that runs", self.wizard.cancel)
         self.resume = self.button("Resume", "go on behind the last step that was done", self._resume)
         self.follow = self.button("Go on from the result", "begin the next pipeline with the version that was made", self._follow)
         self.whole = widgets.FloatProgress(min=0, max=1, layout={"width": "16em"})
@@ -37,7 +37,8 @@ class RunPane(Pane):
         self.made: Version | None = None
         meanwhile = widgets.HTML("<small>The kernel stays free meanwhile. Cells that draw random numbers while it runs change what comes of it.</small>")
         buttons = widgets.HBox([self.start, self.cancel, self.resume, self.follow], layout={"flex_flow": "row wrap"})
-        self.box.children = [self.judged, buttons, meanwhile, widgets.HBox([self.whole, self.overall]), self.bar.box, self.report]
+        self.bars = widgets.VBox([widgets.HBox([self.whole, self.overall]), self.bar.box], layout={"display": "none"})
+        self.box.children = [self.judged, buttons, meanwhile, self.bars, self.report]
         self._shape()
 
     @property
@@ -53,9 +54,9 @@ class RunPane(Pane):
         self._shape()
 
     def _shape(self) -> None:
-        busy, session = bool(self.wizard.busy), self.wizard.session
-        self.start.disabled = busy or session is None or not self.wizard.draft.steps
-        self.cancel.disabled = not busy
+        busy = bool(self.wizard.busy)
+        self.start.button_style, self.cancel.button_style = ("", "danger") if busy else ("primary", "")
+        self.start.disabled = self.wizard.session is None or not self.wizard.draft.steps
         self.resume.disabled = busy or self.rest is None
         self.follow.disabled = busy or self.made is None
 
@@ -75,6 +76,7 @@ class RunPane(Pane):
         session = self.wizard.session
         before = session.history.next if session is not None else 0
         self.bar.begin()
+        self.bars.layout.display = None
         self.whole.value, self.overall.value, self.report.value = 0, f"0 of {len(draft.steps)} stages", ""
         self.clock = Clock()
         if self.wizard.do("running the pipeline", draft.cell, self._observe, lambda made, error: self._end(draft, before, made, error)):
@@ -115,6 +117,7 @@ class RunPane(Pane):
             made, self.made = self.made, None
             self.wizard.redraft(Draft(start=made.name))
             self.wizard.open("Pipeline")
+            self.wizard.pane("Pipeline").family.focus()
 
 
 def _remaining(draft: Draft, done: list[Version], resumable: bool) -> Draft:

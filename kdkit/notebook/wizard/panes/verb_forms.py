@@ -31,8 +31,8 @@ class VerbForms(Pane):
         self.about, self.place, self.result = widgets.HTML(), widgets.VBox(), widgets.HTML()
         self.forms: dict[str, Form] = {}
         self.took: dict[str, float] = {}
-        self.go = self.button(self.press, "carry out the line below", self.carry_out, "primary")
-        self.cancel = self.button("Stop", "stop within a second", self.wizard.cancel, "danger")
+        self.go = self.button(self.press, "carry out the line below", self.carry_out)
+        self.cancel = self.button("Stop", "stop within a second", self.wizard.cancel)
         self.bar, self.clock = Bar(place=None), Clock()
         self.bar.box.layout.display = "none"
         self.choice.observe(self._chosen, "value")
@@ -65,7 +65,7 @@ class VerbForms(Pane):
     def _changed(self) -> None:
         self._shape()
         self.wizard.show_lines()
-        if self.is_quick() and not self.go.disabled:
+        if self.is_quick() and not self.go.disabled and not self.wizard.busy:
             self.show_quickly()
 
     def is_quick(self) -> bool:
@@ -81,9 +81,9 @@ class VerbForms(Pane):
         self.bar.begin()
 
         def done(made: Any, error: BaseException | None) -> None:
-            self.took[word] = time.monotonic() - began
             self.bar.box.layout.display = "none"
             if error is None:
+                self.took[word] = time.monotonic() - began
                 self.show(word, made)
 
         self.wizard.do(word, self.lines, self._observe, done)
@@ -104,9 +104,8 @@ class VerbForms(Pane):
         self._shape()
 
     def _shape(self) -> None:
-        busy = bool(self.wizard.busy)
-        self.go.disabled = busy or self.wizard.session is None or self.form.problem is not None
-        self.cancel.disabled = not busy
+        self.go.button_style, self.cancel.button_style = ("", "danger") if self.wizard.busy else ("primary", "")
+        self.go.disabled = self.wizard.session is None or self.form.problem is not None
 
     def busy(self, busy: bool) -> None:
         self._shape()
