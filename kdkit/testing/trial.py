@@ -77,7 +77,7 @@ class Run:
 
 
 class Trial:
-    """A stage on one model that it does not refuse before any work; what was found while trying is kept.
+    """A stage on one model; what was found while trying is kept.
 
     Args:
         stage: to try.
@@ -85,19 +85,22 @@ class Trial:
 
     Attributes:
         touched: what was done to things that are not the stage's own, a line each, with the occasion.
+        refusal: why its check refuses the model; empty where it does not.
 
     Raises:
-        KdError: the stage refuses the model.
+        KdError: the stage can't stand before this model at all.
     """
 
     def __init__(self, stage: Stage, name: str):
         self.stage, self.name = stage, name
         self.touched: list[str] = []
+        self.refusal = ""
         self._clean()
         try:
             raise_problems(stage, self.bench.model, self.bench.context(stage))
-        finally:
-            self.note("in its check")
+        except KdError as error:
+            self.refusal = error.message
+        self.note("in its check")
 
     def _clean(self) -> None:
         """A bench as new, and all on it watched."""
@@ -247,7 +250,7 @@ class Case:
 
     Attributes:
         stage: as it is tried.
-        begun: a trial for each model that it did not refuse before any work.
+        begun: a trial for each model that its check was asked about.
         refused: model -> reason; a `KdError` in the midst of the work is a refusal too, since some things show only then.
     """
 
@@ -264,6 +267,9 @@ class Case:
                 begun.append(Trial(stage, name))
             except KdError as error:
                 refused[name] = error.message
+                continue
+            if begun[-1].refusal:
+                refused[name] = begun[-1].refusal
                 continue
             raised = begun[-1].first.error
             if isinstance(raised, KdError) and not isinstance(raised, Cancelled):

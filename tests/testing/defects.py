@@ -321,6 +321,15 @@ class ChangesInCheck(Scale):
 
 
 @breaks("untouched")
+class ChangesAndRefuses(Scale):
+    """A check that works on the model itself, and then refuses it."""
+
+    def check(self, model, context):
+        model.train()
+        yield "it is too small"
+
+
+@breaks("untouched")
 class ChangesInForecast(Scale):
     """A forecast that works on the session's model."""
 
