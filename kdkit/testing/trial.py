@@ -27,6 +27,7 @@ from kdkit.testing.bench import SEED, Bench, Watch, bench
 from kdkit.testing.fingerprint import Fingerprint, fingerprint, outputs
 from kdkit.testing.imports import Imports, recorded
 from kdkit.testing.interruption import Lines, counted
+from kdkit.testing.switches import in_force, put_back
 
 
 class Looked(Event):
@@ -137,7 +138,7 @@ class Trial:
         chosen, home = stage or self.stage, home_of(type(self.stage))
         context = self.bench.context(chosen, cancelled=event, **changed)
         copy = private_copy(self.bench.model)
-        made, error, began = None, None, clock()
+        made, error, settings, began = None, None, in_force(), clock()
         with contextlib.ExitStack() as stack:
             stack.enter_context(seeded(SEED))
             imports = stack.enter_context(recorded()) if record else {}
@@ -145,8 +146,9 @@ class Trial:
             try:
                 made = chosen.apply(copy, context)
                 made = copy if made is None else made
-            except (Exception, KeyboardInterrupt) as raised:
+            except (Exception, SystemExit, KeyboardInterrupt) as raised:
                 error = raised
+        self.touched += [f"{what}, {occasion}" for what in put_back(settings)]
         looks = (began, *event.looks, clock())
         if isinstance(made, nn.Module):
             self.touched += [f"{what}, {occasion}" for what in self.watch.shared_with(made)]
@@ -235,7 +237,7 @@ class Trial:
         try:
             return store.save(Path(self._folder.name) / "saved", self.made, self.bench.session.original, {}), ""
         except KdError as error:
-            return None, str(error)
+            return None, error.message
 
 
 def home_of(stage: type[Stage]) -> str:

@@ -5,7 +5,7 @@ import re
 import pytest
 from torch import nn
 
-from kdkit import KdError
+from kdkit import KdError, param
 from kdkit.testing import check_plugin, check_stage, conformance, zoo
 from kdkit.testing.checks import CHECKS, Check
 from kdkit.testing.report import Conformance, Conformances, Finding
@@ -61,6 +61,40 @@ def test_a_model_that_does_not_fit_is_refused_with_its_reason_and_is_no_failure(
 def test_a_stage_is_tried_as_an_instance_or_a_line_says_too():
     assert check_stage(Scale(factor=0.25), models=["mlp"]).ok
     assert check_stage("%kd decompose svd --ratio 0.4", models=["mlp"]).title == "decompose svd"
+
+
+def test_a_declaration_that_lacks_bounds_keeps_no_other_check_from_being_made():
+    class Unbounded(Unseeded):
+        """A number that may be anything."""
+
+        strength: float = param(1.0, "of the work")
+
+    report = check_stage(Unbounded, models=["mlp"])
+    assert report.failed[:2] == ("schema", "repeats")
+    assert report.ran == ("mlp",)
+
+
+def test_of_a_class_that_is_not_whole_no_other_check_is_said_to_hold():
+    class Undescribed(Scale):
+        __doc__ = ""
+
+    assert check_stage(Undescribed, models=["mlp"]).summary == "tune test-scale: 0 of 1 checks hold; ran on no model"
+    test = conformance(Undescribed, models=["mlp"])
+    with pytest.raises(pytest.fail.Exception, match="has no docstring"):
+        test(0, "schema")
+    with pytest.raises(pytest.skip.Exception, match="its class is not whole"):
+        test(0, "untouched")
+
+
+def test_an_error_is_told_with_the_authors_line_and_not_torchs():
+    class Clumsy(Scale):
+        """Multiply what does not fit."""
+
+        def apply(self, model, context):
+            nn.Linear(2, 2)(model.first.weight)
+
+    [found] = check_stage(Clumsy, models=["mlp"]).findings
+    assert re.search(r"\(test_report.py, line \d+: nn.Linear\(2, 2\)\(model.first.weight\)\)$", found.what)
 
 
 def test_what_is_not_there_is_told_by_name():
