@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from kdkit import KdError, param
-from kdkit.testing import check_plugin, check_stage, conformance, zoo
+from kdkit.testing import check_plugin, check_stage, conformance, fresh, zoo
 from kdkit.testing.checks import CHECKS, Check
 from kdkit.testing.report import Conformance, Conformances, Finding
 from tests.testing.defects import Narrow, Scale, Unseeded
@@ -67,10 +67,11 @@ def test_a_declaration_that_lacks_bounds_keeps_no_other_check_from_being_made():
     class Unbounded(Unseeded):
         """A number that may be anything."""
 
+        __module__ = Scale.__module__  # this one imports pytest
         strength: float = param(1.0, "of the work")
 
     report = check_stage(Unbounded, models=["mlp"])
-    assert report.failed[:2] == ("schema", "repeats")
+    assert report.failed == ("schema", "repeats")
     assert report.ran == ("mlp",)
 
 
@@ -135,6 +136,56 @@ def test_what_a_model_of_tensors_says_of_itself_is_counted_again():
     assert [re.sub(r"\d[\d,]*", "N", what.replace(", and", " and")) for what in told] == [
         f"its model says that it has N {figure} and its tensors have N" for figure in ("parameters", "MACs")
     ]
+
+
+VOLUMES = """
+import torch
+from torch import nn
+from kdkit import Batch
+from kdkit.testing.zoo import Guest
+
+class Volumes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(1, 4, 3), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).flatten(1))
+
+volumes = Guest(Volumes, lambda items, random: Batch((torch.randn(items, 1, 4, 4, 4, generator=random),), labels=torch.arange(items) % 2))
+nothing = 3
+"""
+
+
+@pytest.fixture
+def my_models(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(VOLUMES)
+    monkeypatch.syspath_prepend(tmp_path)
+    fresh._server.cache_clear()  # one that runs already does not know the folder
+    yield
+    fresh._server.cache_clear()
+
+
+def test_an_authors_own_model_is_tried_as_the_zoos_are(my_models):
+    class Volumetric(Scale):
+        """Halve the weights of 3d convolutions."""
+
+        __module__ = Scale.__module__  # this one imports pytest
+
+        def check(self, model, context):
+            if not any(isinstance(layer, nn.Conv3d) for layer in model.modules()):
+                yield "it has no volumes"
+
+    report = check_stage(Volumetric, models=["mlp", "my_models:volumes"])
+    assert report.ran == ("my_models:volumes",)
+    assert report.refused == {"mlp": "tune test-scale: it has no volumes"}
+    assert report.ok, report
+
+
+@pytest.mark.parametrize(("name", "said"), [("my_models:none", "has no attribute 'none'"), ("none:at_all", "No module named 'none'"), ("my_models:nothing", "is a int")])
+def test_an_own_model_that_is_not_there_is_told(my_models, name, said):
+    with pytest.raises(KdError, match=said):
+        check_stage(Scale, models=[name])
 
 
 def test_the_stages_of_the_session_are_as_before(offered):
