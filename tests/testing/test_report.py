@@ -1,6 +1,9 @@
 """What an author sees: the report, in a notebook, as an error, and in pytest."""
 
+import json
+import os
 import re
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -207,6 +210,23 @@ def test_pytest_gets_a_case_for_each_stage_and_check_and_a_failure_without_trace
         test(1, "repeats")
     assert "mend: draw from torch's, numpy's or random's own generators" in str(failed.value)
     assert not failed.value.pytrace
+
+
+def test_an_interrupted_question_leaves_no_answer_behind_for_the_next(monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    first = fresh._server("load")
+    with monkeypatch.context() as patch:
+        patch.setattr(fresh, "json", SimpleNamespace(dumps=json.dumps, loads=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            fresh.load_time("ast")
+    assert first.wait(10) != 0
+    assert fresh.load_time("ast")["seconds"] >= 0
+
+
+def test_an_interrupt_of_the_notebook_does_not_reach_the_fresh_process():
+    assert os.getpgid(fresh._server("load").pid) != os.getpgid(0)
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
