@@ -183,6 +183,8 @@ class Manager(pluggy.PluginManager):
     def _break(self, name: str, error: BaseException) -> None:
         """Mark a plugin as broken by an error that is being handled; `KDKIT_STRICT_PLUGINS=1` lets the error out, for authors."""
         if os.environ.get("KDKIT_STRICT_PLUGINS") == "1":
+            if isinstance(error, KdError):
+                error.inside(f"plugin {self._source(name)}")
             raise error
         message = error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}"
         self._plugins[name] = replace(self._plugins.get(name, Plugin(name)), status="broken", reason=message)
@@ -340,8 +342,13 @@ class Manager(pluggy.PluginManager):
 
     def blame(self) -> list[str]:
         """Hints that name the plugins which might have offered what is missing."""
+        down: dict[tuple[str, str], list[str]] = {}
+        for plugin in self._plugins.values():
+            if plugin.status != "ok":
+                down.setdefault((plugin.status, plugin.reason), []).append(plugin.source)
         return [
-            f"plugin {plugin.source} may offer more, but is {plugin.status}: {plugin.reason}  (%kd plugins)" for plugin in self._plugins.values() if plugin.status != "ok"
+            f"plugin{'s'[: len(names) - 1]} {', '.join(names)} may offer more, but {'is' if len(names) == 1 else 'are'} {status}: {reason}  (%kd plugins)"
+            for (status, reason), names in down.items()
         ]
 
     def _all_stages(self) -> dict[str, list[tuple[type[Stage], str]]]:

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from kdkit.errors import KdError
 from kdkit.plugins import manager
 from kdkit.tracing import Trace, short
 
@@ -298,6 +299,35 @@ def test_a_name_in_the_environment_that_is_no_plugin_is_listed(monkeypatch):
     fresh = Manager()
     fresh.discover()
     assert [(each.name, each.reason) for each in fresh.problems] == [("prnue", "KDKIT_PLUGINS names it, and no such plugin is installed")]
+
+
+def test_plugins_that_are_down_for_one_reason_are_named_in_one_hint(monkeypatch):
+    from kdkit.plugins import Manager
+
+    monkeypatch.setenv("KDKIT_PLUGINS", "prune,prnue")
+    fresh = Manager()
+    fresh.discover()
+    blocked, absent = fresh.blame()
+    assert "(distill), kdkit" in blocked
+    assert blocked.startswith("plugins ")
+    assert blocked.endswith("may offer more, but are blocked: not named in KDKIT_PLUGINS  (%kd plugins)")
+    assert absent.startswith("plugin prnue may offer more, but is broken")
+
+
+def test_strict_plugins_say_which_plugin_it_is(monkeypatch):
+    from kdkit import hookimpl
+    from kdkit.plugins import Manager
+
+    class Lacking:
+        @hookimpl
+        def kdkit_measures(self):
+            return None
+
+    fresh = Manager()
+    fresh.add(Lacking(), "lacking")
+    monkeypatch.setenv("KDKIT_STRICT_PLUGINS", "1")
+    with pytest.raises(KdError, match="^plugin lacking: its kdkit_measures returned nothing"):
+        list(fresh.contributions("kdkit_measures"))
 
 
 def test_strict_plugins_let_out_the_error_of_a_contribution_too(monkeypatch):
