@@ -289,6 +289,15 @@ def foreign(api: Any) -> Iterator[str]:
         yield f"written for contract {api}, and this kdkit {__version__} speaks none before {OLDEST_API}; update the plugin"
 
 
+def _can_be_handed(function: Callable, count: int) -> bool:
+    """Whether a function can be called with so many positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\.[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -308,6 +317,9 @@ def faults(stage: type[Stage]) -> Iterator[str]:
             yield f"{where}: {name} is one word where a set is wanted; write {name} = {{{str(getattr(stage, name))!r}}}"
     if stage.apply is Stage.apply:
         yield f"{where}: has no apply(self, model, context)"
+    for name in ("apply", "check", "forecast", "part"):
+        if hasattr(stage, name) and not _can_be_handed(getattr(stage, name), 3):
+            yield f"{where}: {name}{inspect.signature(getattr(stage, name))} can't be handed what it is for; write {name}(self, model, context)"
     if "__doc__" not in vars(stage) or not stage.__doc__:
         yield f"{where}: has no docstring; its first sentence is the help line"
     for name, field in stage.model_fields.items():
@@ -393,7 +405,7 @@ def _of_function(function: Callable, id: str, facts: dict[str, Any]) -> type[Sta
         return type(Stage)(function.__name__.title().replace("_", ""), (Stage,), body)  # type: ignore[misc]
     except pydantic.errors.PydanticUserError as error:
         raise KdError(
-            f"{function.__name__}: {str(error).splitlines()[0]}",
+            f"{function.__name__}: {str(error).splitlines()[0].partition('. Set `')[0]}",  # what follows is for authors of pydantic models
             "a parameter is plain data; an object is named: teacher: str = kdkit.param('teacher', 'who teaches', refers='model')",
         ) from error
 
@@ -412,6 +424,8 @@ def _options(function: Callable) -> list[inspect.Parameter]:
     for item in options:
         if item.annotation is item.empty:
             raise KdError(f"{function.__name__}: {item.name} has no type", f"write {item.name}: float = kdkit.param(0.5, 'what it does')")
+        if item.name.startswith("_"):
+            raise KdError(f"{function.__name__}: a parameter can't be named {item.name}, as a line would say --{item.name}", f"call it {item.name.strip('_') or 'ratio'}")
         if hasattr(Stage, item.name):
             raise KdError(f"{function.__name__}: a parameter can't be named {item.name}, as every stage has that", "choose another name")
     return options

@@ -93,13 +93,13 @@ def _protocol(stage: Stage, model: nn.Module, context: Context) -> nn.Module:
     except KdError as error:
         error.inside(stage.title)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter would end the kernel, or silently a wizard's thread
         told = manager().each("kdkit_error_hints", _complain, error=error, stage=stage)
         hints = [str(hint) for answer in told for hint in answer or ()]
         raise KdError(f"{stage.title} failed: {_said(error, stage)}", *hints, f"offered by {source(stage)}; the session is as it was") from error
 
 
-def _said(error: Exception, stage: Stage) -> str:
+def _said(error: BaseException, stage: Stage) -> str:
     """An error of an author's code, and the line of it that raised."""
     place = raised_at(error, type(stage).__module__)
     return f"{type(error).__name__}: {error}" + (f" ({place}: {place.code})" if place else "")
@@ -115,7 +115,7 @@ def raise_problems(stage: Stage, model: nn.Module, context: Context) -> None:
         problems = list(stage.check(model, context))
     except KdError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise KdError(f"{stage.title}: its check raised {_said(error, stage)}", f"offered by {source(stage)}; nothing was run") from error
     if problems:
         raise KdError(f"{stage.title}: {problems[0]}", *problems[1:])

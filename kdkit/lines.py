@@ -80,7 +80,7 @@ def field_faults(settings: type[Settings]) -> Iterator[str]:
         try:
             this = kind(settings, name)
         except KdError as error:
-            yield error.message
+            yield "; ".join([error.message, *error.hints])
             continue
         if this.base is object:
             yield f"parameter {name}: it has type Any; parameters are plain data, and an object is named: {name}: str = param(..., refers='object')"
@@ -93,7 +93,12 @@ def field_faults(settings: type[Settings]) -> Iterator[str]:
                 settings.__pydantic_validator__.validate_assignment(settings.model_construct(), name, field.default)
             except Exception as error:  # pydantic's own, or whatever a validator raises
                 if "frozen" not in str(error):
-                    yield f"parameter {name}: its default {field.default!r} is not one of its own values"
+                    advice = f"; write {name}: {_written(field.annotation)} | None" if field.default is None else ""
+                    yield f"parameter {name}: its default {field.default!r} is not one of its own values{advice}"
+
+
+def _written(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation))
 
 
 @dataclass(frozen=True)

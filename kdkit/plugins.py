@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from kdkit import hookspecs
+from kdkit import cells, hookspecs
 from kdkit.contract import API, Stage, faults, foreign
 from kdkit.errors import KdError, did_you_mean
 
@@ -64,10 +64,25 @@ class Notebook:
 
     def __init__(self) -> None:
         self.stages: dict[str, type[Stage]] = {}
+        self.instead: dict[str, str] = {}
+        """Id of a stage that is offered no more -> what its cell offered instead."""
+        self._runs: dict[str, cells.Run] = {}
 
     @hookspecs.hookimpl
     def kdkit_stages(self) -> list[type[Stage]]:
         return list(self.stages.values())
+
+    def put(self, stage: type[Stage]) -> None:
+        """Keep a stage in place of those that an earlier run of the cell offered: one may have been renamed."""
+        run = cells.current()
+        for id in [id for id, earlier in self._runs.items() if run.replaces(earlier) and id != stage.id]:
+            del self._runs[id]
+            self.instead[id] = stage.id
+            self.stages.pop(id, None)
+        self.stages[stage.id] = stage
+        self.instead.pop(stage.id, None)
+        if stage.__module__ == "__main__":  # a module that the cell imports is not run again with it
+            self._runs[stage.id] = run
 
 
 class Protocol:
@@ -168,6 +183,8 @@ class Manager(pluggy.PluginManager):
     def _break(self, name: str, error: BaseException) -> None:
         """Mark a plugin as broken by an error that is being handled; `KDKIT_STRICT_PLUGINS=1` lets the error out, for authors."""
         if os.environ.get("KDKIT_STRICT_PLUGINS") == "1":
+            if isinstance(error, KdError):
+                error.inside(f"plugin {self._source(name)}")
             raise error
         message = error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}"
         self._plugins[name] = replace(self._plugins.get(name, Plugin(name)), status="broken", reason=message)
@@ -257,9 +274,12 @@ class Manager(pluggy.PluginManager):
             raise KdError(f"{id.replace('.', ' ', 1)} is offered by {_both(self._source(name) for _, name in offers)}", "%kd plugins block NAME takes one of them out")
         if offers:
             return offers[0][0]
-        written = next((each for each in _derived(Stage) if each.id == id and not published(each.__module__)), None)
+        written = next((each for each in reversed(list(_derived(Stage))) if each.id == id and not published(each.__module__)), None)
         if written is not None:
-            raise KdError(f"{id.replace('.', ' ', 1)} was written, and not offered", f'put @kdkit.stage("{id}") above class {written.__name__}')
+            if instead := self._notebook.instead.get(id):
+                raise KdError(f"{id.replace('.', ' ', 1)} is offered no more: its cell was run again without it", f"that cell offers {instead.replace('.', ' ', 1)} now")
+            decorate = [] if "source" in vars(written) else [f'put @kdkit.stage("{id}") above class {written.__name__}']
+            raise KdError(f"{id.replace('.', ' ', 1)} was written, and not offered", *faults(written), *decorate)
         family, _, technique = id.partition(".")
         families = {known.partition(".")[0] for known in self._all_stages()}
         if family not in families:
@@ -284,7 +304,7 @@ class Manager(pluggy.PluginManager):
         others = [name for _, name in self._all_stages().get(stage.id, []) if name != "notebook"]
         if others:
             raise KdError(f"{stage.id} is offered by {self._source(others[0])} already", "choose another id, or %kd plugins block " + others[0])
-        self._notebook.stages[stage.id] = stage
+        self._notebook.put(stage)
         self._stages = None
 
     def answer(self, function: Callable) -> None:
@@ -322,8 +342,13 @@ class Manager(pluggy.PluginManager):
 
     def blame(self) -> list[str]:
         """Hints that name the plugins which might have offered what is missing."""
+        down: dict[tuple[str, str], list[str]] = {}
+        for plugin in self._plugins.values():
+            if plugin.status != "ok":
+                down.setdefault((plugin.status, plugin.reason), []).append(plugin.source)
         return [
-            f"plugin {plugin.source} may offer more, but is {plugin.status}: {plugin.reason}  (%kd plugins)" for plugin in self._plugins.values() if plugin.status != "ok"
+            f"plugin{'s'[: len(names) - 1]} {', '.join(names)} may offer more, but {'is' if len(names) == 1 else 'are'} {status}: {reason}  (%kd plugins)"
+            for (status, reason), names in down.items()
         ]
 
     def _all_stages(self) -> dict[str, list[tuple[type[Stage], str]]]:

@@ -21,6 +21,7 @@ _desks: dict[Any, Desk] = {}
 
 def load(shell: InteractiveShell) -> None:
     """Add `%kd`, `%%kd`, their completion and `%config KdMagics`; once, however often it is called."""
+    from kdkit import cells
     from kdkit.notebook.completion import matcher
     from kdkit.notebook.magics import KdMagics
 
@@ -30,6 +31,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     magics.matcher = matcher(shell)
     shell.Completer.custom_matchers.append(magics.matcher)
+    shell.events.register("pre_run_cell", cells.begin)
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -37,6 +39,9 @@ def unload(shell: InteractiveShell) -> None:
     magics = _loaded.pop(shell, None)
     if magics is None:
         return
+    from kdkit import cells
+
+    shell.events.unregister("pre_run_cell", cells.begin)
     if "kdkit.notebook.wizard.opening" in sys.modules:
         sys.modules["kdkit.notebook.wizard.opening"].close(shell)
     for table in shell.magics_manager.magics.values():

@@ -31,7 +31,7 @@ def check(name: str, models: Sequence[str]) -> Any:
     """The report on all stages of a plugin, or on one stage by its id."""
     from kdkit.testing import check_plugin, check_stage
 
-    if name in manager().stages():
+    if "." in name and not any(name in (plugin.name, plugin.distribution) for plugin in manager().plugins()):
         return check_stage(manager().stage(name), models=models or None)
     return check_plugin(name, models=models or None)
 

@@ -414,7 +414,7 @@ class Plugins(Verb):
         "list", "block takes a plugin out until the session ends, check tries all it brings, trace tells who answers which hook"
     )
     name: tuple[str, ...] = param((), "a plugin's name or its distribution's; for check also a technique, for trace on or off", refers="plugin")
-    models: tuple[str, ...] = param((), "for check: models of the zoo; all of them when not said")
+    models: tuple[str, ...] = param((), "for check: models of the zoo, or your own as module:name; the whole zoo when not said")
     live: bool = param(False, "for trace: print each answer as it is given")
 
     def run(self, desk: Desk) -> Any:

@@ -11,7 +11,6 @@ import doctest
 import functools
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,10 @@ from kdkit.counting import count_macs, count_parameters, size_bytes
 from kdkit.errors import Cancelled, KdError, did_you_mean
 from kdkit.lines import kind, option, split
 from kdkit.models import SEEN, traits_of
+from kdkit.notebook.grammar import verbs
 from kdkit.objects import Objects
 from kdkit.pipeline import Pipeline, after, read_stage
+from kdkit.places import raised_at
 from kdkit.plugins import manager
 from kdkit.testing import samples
 from kdkit.testing.bench import each_need
@@ -88,20 +89,27 @@ def check(holds: str, mend: str) -> Callable[[Callable[[Case], Found]], Check]:
     "declare each parameter as name: type = param(default, help, ge=..., le=...); a number that may be anything has a unit=",
 )
 def schema(case: Case) -> Found:
-    yield from ((fault, "") for fault in schema_faults(case.kind))
+    yield from ((fault, "") for fault in _schema_faults(case.kind))
 
 
-def schema_faults(stage: type[Stage]) -> Iterator[str]:
+def untriable(stage: type[Stage]) -> Iterator[str]:
+    """What keeps a stage from being tried at all, a line each."""
+    yield from faults(stage)
+    for name, field_info in stage.model_fields.items() if issubclass(stage, Stage) else ():
+        if field_info.is_required() and not (field_info.json_schema_extra or {}).get("refers"):  # type: ignore[union-attr]
+            yield f"{option(name)} has no default, and names no object of the session"
+
+
+def _schema_faults(stage: type[Stage]) -> Iterator[str]:
     """What a stage's declaration lacks, a line each."""
-    wrong = list(faults(stage))
-    yield from wrong
-    for name, field_info in () if wrong else stage.model_fields.items():
+    yield from untriable(stage)
+    if stage.id.partition(".")[0] in verbs():
+        yield f"family {stage.id.partition('.')[0]} is a verb of %kd, which would be heard instead; choose another"
+    for name, field_info in stage.model_fields.items():
         this, limits, extra = kind(stage, name), samples.bounds(stage, name), field_info.json_schema_extra
         extra = extra if isinstance(extra, dict) else {}
         if this.base in (int, float) and not (this.choices or this.many or limits or extra.get("unit")):
             yield f"{option(name)} is a number without bounds"
-        if field_info.is_required() and not extra.get("refers"):
-            yield f"{option(name)} has no default, and names no object of the session"
         tried: Any = extra.get("search") or ()
         outside = [value for value in tried if (this.choices and value not in this.choices) or (isinstance(value, int | float) and not _within(value, limits))]
         if outside:
@@ -210,11 +218,11 @@ def messages(case: Case) -> Found:
         except KdError:
             continue
         except Exception as error:
-            yield f"{_shown(name, value)} raises {_said(error)}", ""
+            yield f"{_shown(name, value)} raises {_said(error, case.stage)}", ""
             continue
         for trial in case.lead:
             if raised := _raised_by_check(stage, trial):
-                yield f"{_shown(name, value)}: its check raises {_said(raised)}", trial.name
+                yield f"{_shown(name, value)}: its check raises {_said(raised, case.stage)}", trial.name
     for trial in case.lead:
         yield from ((what, trial.name) for name in samples.layer_options(case.kind) for what in _absent_layer(trial, name))
 
@@ -226,7 +234,7 @@ def _refusal(case: Case, name: str, value: Any) -> Iterator[str]:
         if option(name) not in str(error):
             yield f"{_shown(name, value)} is refused without the option's name: {error.message}"
     except Exception as error:
-        yield f"{_shown(name, value)} raises {_said(error)}"
+        yield f"{_shown(name, value)} raises {_said(error, case.stage)}"
     else:
         yield f"{_shown(name, value)} is taken, although its declaration rules it out"
 
@@ -253,7 +261,7 @@ def _absent_layer(trial: Trial, name: str) -> Iterator[str]:
     if run.error is None:
         yield f"{_shown(name, value)} means no layer, and is not refused"
     elif not isinstance(run.error, KdError):
-        yield f"{_shown(name, value)} means no layer, and raises {_said(run.error)}"
+        yield f"{_shown(name, value)} means no layer, and raises {_said(run.error, trial.stage)}"
 
 
 @check(
@@ -270,7 +278,7 @@ def example(case: Case) -> Found:
     for trial in [] if case.kind.tried_as else case.lead:  # else the zoo does not suit it
         run = trial.run("in the line of its help", stage=stage) if not same(stage, case.stage) else trial.first
         if run.error is not None:
-            yield f"its line in help, {stage.line()!r}, raises {_said(run.error)}", trial.name
+            yield f"its line in help, {stage.line()!r}, raises {_said(run.error, case.stage)}", trial.name
 
 
 def _docstring(stage: type[Stage]) -> Iterator[str]:
@@ -293,8 +301,8 @@ def _docstring(stage: type[Stage]) -> Iterator[str]:
 
 
 @check(
-    "it leaves alone what is not its own: the model it was given, other models of the session, and data, whether it succeeds, fails or is interrupted",
-    "change the copy that apply is handed alone; use teachers within `with context.teacher() as teacher:`, which puts modes and flags back",
+    "it leaves alone what is not its own: the model it was given, other models of the session, data, and torch's switches, whether it succeeds, fails or is interrupted",
+    "change the copy that apply is handed alone; use teachers within `with context.teacher() as teacher:`, which puts modes back; put switches back in a finally",
 )
 def untouched(case: Case) -> Found:
     for trial in case.begun:
@@ -312,7 +320,7 @@ def untouched(case: Case) -> Found:
 def repeats(case: Case) -> Found:
     for trial in case.ends:
         if not isinstance(trial.second.made, nn.Module):
-            yield f"the second run raises {_said(trial.second.error)}", trial.name
+            yield f"the second run raises {_said(trial.second.error, trial.stage)}", trial.name
         elif places := changes(trial.print, fingerprint(trial.second.made)):
             yield f"a second run differs in {in_short(places)}", trial.name
 
@@ -326,12 +334,12 @@ def copies(case: Case) -> Found:
         if not same(copy.deepcopy(case.stage), case.stage):
             yield "a copy of the stage is another stage", ""
     except Exception as error:
-        yield f"the stage can't be copied: {_said(error)}", ""
+        yield f"the stage can't be copied: {_said(error, case.stage)}", ""
     for trial in case.whole:
         try:
             twin = copy.deepcopy(trial.made)
         except Exception as error:
-            yield f"the model can't be copied: {_said(error)}", trial.name
+            yield f"the model can't be copied: {_said(error, trial.stage)}", trial.name
             continue
         if places := changes(trial.print, fingerprint(twin)):
             yield f"a copy of the model differs in {in_short(places)}", trial.name
@@ -366,7 +374,7 @@ def figures(case: Case) -> Found:
             continue
         told = trial.forecast
         if not isinstance(told, Forecast):
-            yield f"its forecast {f'raises {_said(told)}' if isinstance(told, Exception) else f'returns {type(told).__name__}, not a Forecast'}", trial.name
+            yield f"its forecast {f'raises {_said(told, trial.stage)}' if isinstance(told, Exception) else f'returns {type(told).__name__}, not a Forecast'}", trial.name
             continue
         yield from ((what, trial.name) for what in _misjudged(trial, told))
         yield from ((what, trial.name) for what in _false_of_itself(trial))
@@ -413,7 +421,7 @@ class _Wrapped(nn.Module):
 
 @check(
     "the model is called as before and gives outputs of the same shape, finite where they were, and is not as it was before",
-    "keep forward's signature and outputs; declare keeps_output = False or may_change_nothing = True where that is meant",
+    "return a model, or nothing for the copy; keep forward's signature and outputs; declare keeps_output = False or may_change_nothing = True where that is meant",
 )
 def output(case: Case) -> Found:
     for trial in case.trials:
@@ -465,10 +473,10 @@ def cancels(case: Case) -> Found:
             yield f"it could not be cancelled for {longest:.2g} s", trial.name
         cancelled = trial.cancelled
         if len(cancelled.looks) > 2 and not isinstance(cancelled.error, Cancelled):
-            yield f"it was cancelled, and {f'raised {_said(cancelled.error)}' if cancelled.error else 'went on to its end'}", trial.name
+            yield f"it was cancelled, and {f'raised {_said(cancelled.error, trial.stage)}' if cancelled.error else 'went on to its end'}", trial.name
         for run in trial.broken_off[1:]:
             if run.stopped and (run.error is None or (isinstance(run.error, Exception) and not isinstance(run.error, KdError))):
-                yield f"it was interrupted, and {f'raised {_said(run.error)}' if run.error else 'went on to its end'}", trial.name
+                yield f"it was interrupted, and {f'raised {_said(run.error, trial.stage)}' if run.error else 'went on to its end'}", trial.name
 
 
 def _until_quick(trial: Trial) -> Iterator[Run]:
@@ -492,7 +500,7 @@ def needs(case: Case) -> Found:
 def _undeclared_objects(trial: Trial) -> Iterator[str]:
     run = trial.run("given what it declares", objects=trial.bench.objects(trial.stage))
     if run.error is not None:
-        yield f"given just what it declares ({', '.join(trial.stage.needed().names()) or 'nothing'}), it raises {_said(run.error)}"
+        yield f"given just what it declares ({', '.join(trial.stage.needed().names()) or 'nothing'}), it raises {_said(run.error, trial.stage)}"
 
 
 def _undeclared_packages(trial: Trial) -> Iterator[str]:
@@ -518,7 +526,7 @@ def _idle_needs(trial: Trial) -> Iterator[str]:
         if run.error is None and isinstance(run.made, nn.Module) and not changes(trial.print, fingerprint(run.made)):
             yield f"it declares {need}, and does the same without"
         elif run.error is not None and not isinstance(run.error, KdError) and not _refused(trial, objects):
-            yield f"without {need} it raises {_said(run.error)}, not a KdError"
+            yield f"without {need} it raises {_said(run.error, trial.stage)}, not a KdError"
     for package in trial.stage.needed().packages:
         with hidden(package):
             if not _refused(trial, trial.bench.session.objects):
@@ -541,7 +549,7 @@ def _refused(trial: Trial, objects: Objects) -> bool:
 def runs(case: Case) -> Found:
     for trial in case.trials:
         if trial.first.error is not None:
-            yield f"it raises {_said(trial.first.error)}", trial.name
+            yield f"it raises {_said(trial.first.error, trial.stage)}", trial.name
     if not case.trials:
         yield f"it refuses every model: {in_short([f'{name}: {reason}' for name, reason in case.refused.items()], 2)}", ""
 
@@ -550,13 +558,13 @@ def _first_line(error: BaseException) -> str:
     return (error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}").partition("\n")[0]
 
 
-def _said(error: BaseException | None) -> str:
-    """An error, and where it was raised unless it is one that a user is meant to read."""
+def _said(error: BaseException | None, stage: Stage) -> str:
+    """An error, and the author's line that raised it unless it is one that a user is meant to read."""
     assert error is not None
     if isinstance(error, KdError):
         return f"KdError: {error.message}"
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    return _first_line(error) + "".join(f" (line {frame.lineno} of {frame.filename.rpartition('/')[2]})" for frame in last)
+    place = raised_at(error, type(stage).__module__)
+    return _first_line(error) + (f" ({place}: {place.code})" if place else "")
 
 
 def judged(case: Case) -> Iterator[tuple[Check, str, str]]:

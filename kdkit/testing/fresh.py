@@ -6,7 +6,6 @@ A fresh process starts once and forks for each question, so that what one answer
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import importlib
 import json
@@ -64,11 +63,17 @@ def _ask(question: str, **about: Any) -> dict[str, Any]:
         server = _server(question)
         assert server.stdin is not None
         assert server.stdout is not None
-        with contextlib.suppress(OSError):
+        try:
             server.stdin.write(json.dumps({"question": question, **about}) + "\n")
             server.stdin.flush()
             if answer := server.stdout.readline():
                 return json.loads(answer)
+        except KeyboardInterrupt:
+            server.kill()  # or its answer would be taken for that to the next question
+            _server.cache_clear()
+            raise
+        except OSError:
+            pass
         _server.cache_clear()
     raise KdError("the fresh process of kdkit.testing ended without an answer", "its last words stand above, or in the terminal that Jupyter runs in")
 
@@ -76,7 +81,8 @@ def _ask(question: str, **about: Any) -> dict[str, Any]:
 @functools.cache
 def _server(question: str) -> subprocess.Popen[str]:
     """The process that answers one kind of question."""
-    server = subprocess.Popen([sys.executable, "-c", _START, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # in a session of its own, where an interrupt of the notebook's does not reach it
+    server = subprocess.Popen([sys.executable, "-c", _START, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     atexit.register(server.kill)
     return server
 

@@ -38,7 +38,7 @@ class Conformance:
 
     Attributes:
         title: of the stage, as messages name it.
-        checks: that were made, in order.
+        checks: that were made, in order; of a class that is not whole its schema alone.
         findings: what is wrong; empty where the stage conforms.
         ran: names of the models it ran on.
         refused: name -> reason, for the models it does not fit.
@@ -82,7 +82,7 @@ class Conformance:
 
     @property
     def summary(self) -> str:
-        """One line: how many checks hold, and on which models it ran."""
+        """One line: how many of the checks that were made hold, and on which models it ran."""
         held = f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks hold"
         ran = f"ran on {', '.join(self.ran) or 'no model'}"
         return "; ".join([f"{self.title}: {held}", ran, *([f"refused {', '.join(self.refused)}"] if self.refused else [])])

@@ -27,6 +27,7 @@ from kdkit.testing.bench import SEED, Bench, Watch, bench
 from kdkit.testing.fingerprint import Fingerprint, fingerprint, outputs
 from kdkit.testing.imports import Imports, recorded
 from kdkit.testing.interruption import Lines, counted
+from kdkit.testing.switches import in_force, put_back
 
 
 class Looked(Event):
@@ -77,7 +78,7 @@ class Run:
 
 
 class Trial:
-    """A stage on one model that it does not refuse before any work; what was found while trying is kept.
+    """A stage on one model; what was found while trying is kept.
 
     Args:
         stage: to try.
@@ -85,19 +86,22 @@ class Trial:
 
     Attributes:
         touched: what was done to things that are not the stage's own, a line each, with the occasion.
+        refusal: why its check refuses the model; empty where it does not.
 
     Raises:
-        KdError: the stage refuses the model.
+        KdError: the stage can't stand before this model at all.
     """
 
     def __init__(self, stage: Stage, name: str):
         self.stage, self.name = stage, name
         self.touched: list[str] = []
+        self.refusal = ""
         self._clean()
         try:
             raise_problems(stage, self.bench.model, self.bench.context(stage))
-        finally:
-            self.note("in its check")
+        except KdError as error:
+            self.refusal = error.message
+        self.note("in its check")
 
     def _clean(self) -> None:
         """A bench as new, and all on it watched."""
@@ -134,7 +138,7 @@ class Trial:
         chosen, home = stage or self.stage, home_of(type(self.stage))
         context = self.bench.context(chosen, cancelled=event, **changed)
         copy = private_copy(self.bench.model)
-        made, error, began = None, None, clock()
+        made, error, settings, began = None, None, in_force(), clock()
         with contextlib.ExitStack() as stack:
             stack.enter_context(seeded(SEED))
             imports = stack.enter_context(recorded()) if record else {}
@@ -142,8 +146,9 @@ class Trial:
             try:
                 made = chosen.apply(copy, context)
                 made = copy if made is None else made
-            except (Exception, KeyboardInterrupt) as raised:
+            except (Exception, SystemExit, KeyboardInterrupt) as raised:
                 error = raised
+        self.touched += [f"{what}, {occasion}" for what in put_back(settings)]
         looks = (began, *event.looks, clock())
         if isinstance(made, nn.Module):
             self.touched += [f"{what}, {occasion}" for what in self.watch.shared_with(made)]
@@ -232,7 +237,7 @@ class Trial:
         try:
             return store.save(Path(self._folder.name) / "saved", self.made, self.bench.session.original, {}), ""
         except KdError as error:
-            return None, str(error)
+            return None, error.message
 
 
 def home_of(stage: type[Stage]) -> str:
@@ -247,7 +252,7 @@ class Case:
 
     Attributes:
         stage: as it is tried.
-        begun: a trial for each model that it did not refuse before any work.
+        begun: a trial for each model that its check was asked about.
         refused: model -> reason; a `KdError` in the midst of the work is a refusal too, since some things show only then.
     """
 
@@ -264,6 +269,9 @@ class Case:
                 begun.append(Trial(stage, name))
             except KdError as error:
                 refused[name] = error.message
+                continue
+            if begun[-1].refusal:
+                refused[name] = begun[-1].refusal
                 continue
             raised = begun[-1].first.error
             if isinstance(raised, KdError) and not isinstance(raised, Cancelled):

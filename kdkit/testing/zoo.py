@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -197,20 +199,53 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make(name: str, seed: int = 0) -> nn.Module:
-    """A model of the zoo by name.
+@dataclass(frozen=True)
+class Guest:
+    """A model of an author's own, for a technique that fits none of the zoo; it is named by where it stands, "my_models:transformer".
+
+    Attributes:
+        model: makes it, such as its class; called under a seed.
+        batch: makes a labelled batch for it, from how many items and a generator of random numbers.
+
+    >>> guest = Guest(lambda: nn.Linear(3, 2), lambda items, random: Batch((torch.randn(items, 3, generator=random),), labels=torch.arange(items) % 2))
+    >>> guest.batch(8, torch.Generator()).call(guest.model()).shape
+    torch.Size([8, 2])
+    """
+
+    model: Callable[[], nn.Module]
+    batch: Callable[[int, torch.Generator], Batch]
+
+
+def _guest(name: str) -> Guest:
+    """The guest that stands in a module under a name, "module:name"; any process can find it there.
 
     Raises:
-        KdError: it has none of that name.
+        KdError: there is none.
     """
-    if name not in MODELS:
-        raise KdError(f"the zoo has no {name!r}", did_you_mean(name, MODELS), f"models: {', '.join(MODELS)}")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise KdError(f"no model {name!r}: {error}", "write module:name of a kdkit.testing.zoo.Guest in a module that can be imported") from error
+    if not isinstance(found, Guest):
+        raise KdError(f"{name} is a {type(found).__name__}", f"write {attribute} = kdkit.testing.zoo.Guest(model, batch) there")
+    return found
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """A model of the zoo by name, or a `Guest` by where it stands.
+
+    Raises:
+        KdError: there is none of that name.
+    """
+    if name not in MODELS and ":" not in name:
+        raise KdError(f"the zoo has no {name!r}", did_you_mean(name, MODELS), f"models: {', '.join(MODELS)}", "one of your own is named module:name")
     return copy.deepcopy(_first(name, seed))
 
 
 @functools.cache
 def _first(name: str, seed: int) -> nn.Module:
-    return MODELS[name](seed=seed)
+    return seeded(_guest(name).model, seed) if ":" in name else MODELS[name](seed=seed)
 
 
 _NAMES = {
@@ -226,6 +261,8 @@ def batch(model: str | nn.Module, items: int = ITEMS, seed: int = 1) -> Batch:
     """
     name = model if isinstance(model, str) else _NAMES[type(model).__name__]
     random = torch.Generator().manual_seed(seed)
+    if ":" in name:
+        return _guest(name).batch(items, random)
 
     def integers(high: int, *shape: int) -> Tensor:
         return torch.randint(0, high, shape, generator=random)

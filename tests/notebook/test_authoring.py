@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from kdkit.errors import KdError
 from kdkit.plugins import manager
 from kdkit.tracing import Trace, short
 
@@ -34,6 +35,9 @@ def mine(model, context):
     model.eval()
     return divided(model)
 '''
+
+
+SLIP = '@kdkit.stage("prune.mine")\ndef mine(model, context, *'
 
 
 @pytest.fixture
@@ -115,13 +119,48 @@ def test_an_error_of_a_check_names_its_line_too(author):
         ('class Mine(kdkit.Stage):\n    "Mine."\n    id = "prune.unoffered"\n%kd prune unoffered', "prune unoffered was written, and not offered", "above class Mine"),
         ('@kdkit.stage("prune.mine")\ndef mine(model, context):\n    "Mine."\n    model[0].weight *= 2\n%kd prune mine', "leaf Variable", "change weight.data"),
         (CLASS % 0.5 + "        self.share = 2\n%kd prune mine", "Instance is frozen", "local variables"),
+        (f'{SLIP}, share: list[float] = [0.5]):\n    "Mine."', "mine: Mine.share has type list[float], which no option can carry; use bool, int,", ""),
+        (f'{SLIP}, share: float = None):\n    "Mine."', "parameter share: its default None is not one of its own values; write share: float | None", ""),
+        (f'{SLIP}, _share: float = 0.5):\n    "Mine."', "mine: a parameter can't be named _share", "call it share"),
+        (f'{SLIP}, other: object = None):\n    "Mine."\n', "mine: Mine.other has type <class 'object'>, which no option can carry", ""),
+        ('@kdkit.stage("prune.mine")\nclass Mine(kdkit.Stage):\n    "Mine."\n    def apply(self, model):\n        return', "write apply(self, model, context)", ""),
+        (
+            '@kdkit.stage("prune.mine")\ndef mine(model, context):\n    "Mine."\n    raise SystemExit(3)\n%kd prune mine',
+            "prune mine failed: SystemExit: 3 (",
+            "as it was",
+        ),
     ],
 )
 def test_an_authors_first_slips_are_told_with_what_to_do(author, cell, message, hint):
     author.give("import kdkit")
     error = author.fails(cell)
     assert message in error.message
-    assert any(hint in each for each in error.hints)
+    assert any(hint in each for each in error.hints or ("",))
+
+
+def test_a_stage_that_was_refused_is_not_said_to_want_a_decorator(author):
+    author.give("import kdkit")
+    author.fails('@kdkit.stage("prune.refused")\ndef refused(model, context, *, share: float = None):\n    "Refused."\n')
+    error = author.fails("%kd prune refused")
+    assert error.message == "prune refused was written, and not offered"
+    assert error.hints == ("refused: parameter share: its default None is not one of its own values; write share: float | None",)
+
+
+def test_a_stage_that_is_renamed_in_its_cell_is_no_longer_offered_under_its_old_id(author):
+    def run(cell: str, id: str) -> None:
+        author.shell.run_cell(cell, cell_id=id).raise_error()
+
+    run(CLASS % 0.5, "a")
+    run((CLASS % 0.5).replace("prune.mine", "prune.other"), "b")
+    assert offers("notebook") == ("prune.mine", "prune.other")
+    run((CLASS % 0.5).replace("prune.mine", "prune.ours"), "a")
+    assert offers("notebook") == ("prune.other", "prune.ours")
+    error = author.fails("%kd prune mine")
+    assert error.message == "prune mine is offered no more: its cell was run again without it"
+    assert error.hints == ("that cell offers prune ours now",)
+    run(CLASS % 0.5 + (CLASS % 0.5).replace("prune.mine", "prune.ours"), "a")
+    run(CLASS % 0.5 + (CLASS % 0.5).replace("prune.mine", "prune.ours"), "a")
+    assert set(offers("notebook")) == {"prune.other", "prune.mine", "prune.ours"}
 
 
 # care
@@ -153,6 +192,7 @@ def test_check_puts_the_stages_of_cells_through_the_conformance_suite(author):
     assert "prune mine: " in repr(one)
     assert "prune mine" in one._repr_html_()
     assert "did you mean notebook?" in author.fails("%kd plugins check notebok").hints
+    assert "did you mean mine?" in author.fails("%kd plugins check prune mien").hints
 
 
 @pytest.mark.parametrize("action", ["block", "unblock", "check", "trace"])
@@ -259,6 +299,35 @@ def test_a_name_in_the_environment_that_is_no_plugin_is_listed(monkeypatch):
     fresh = Manager()
     fresh.discover()
     assert [(each.name, each.reason) for each in fresh.problems] == [("prnue", "KDKIT_PLUGINS names it, and no such plugin is installed")]
+
+
+def test_plugins_that_are_down_for_one_reason_are_named_in_one_hint(monkeypatch):
+    from kdkit.plugins import Manager
+
+    monkeypatch.setenv("KDKIT_PLUGINS", "prune,prnue")
+    fresh = Manager()
+    fresh.discover()
+    blocked, absent = fresh.blame()
+    assert "(distill), kdkit" in blocked
+    assert blocked.startswith("plugins ")
+    assert blocked.endswith("may offer more, but are blocked: not named in KDKIT_PLUGINS  (%kd plugins)")
+    assert absent.startswith("plugin prnue may offer more, but is broken")
+
+
+def test_strict_plugins_say_which_plugin_it_is(monkeypatch):
+    from kdkit import hookimpl
+    from kdkit.plugins import Manager
+
+    class Lacking:
+        @hookimpl
+        def kdkit_measures(self):
+            return None
+
+    fresh = Manager()
+    fresh.add(Lacking(), "lacking")
+    monkeypatch.setenv("KDKIT_STRICT_PLUGINS", "1")
+    with pytest.raises(KdError, match="^plugin lacking: its kdkit_measures returned nothing"):
+        list(fresh.contributions("kdkit_measures"))
 
 
 def test_strict_plugins_let_out_the_error_of_a_contribution_too(monkeypatch):

@@ -69,6 +69,13 @@ class NoBounds(Scale):
 
 
 @breaks("schema")
+class NamedAsAVerb(Scale):
+    """A family that %kd hears as something else."""
+
+    id: ClassVar = "list.test-scale"
+
+
+@breaks("schema")
 class NoDefault(Scale):
     """A number that must be given."""
 
@@ -321,12 +328,38 @@ class ChangesInCheck(Scale):
 
 
 @breaks("untouched")
+class ChangesAndRefuses(Scale):
+    """A check that works on the model itself, and then refuses it."""
+
+    def check(self, model, context):
+        model.train()
+        yield "it is too small"
+
+
+@breaks("untouched")
 class ChangesInForecast(Scale):
     """A forecast that works on the session's model."""
 
     def forecast(self, model, context):
         context.original.head.bias.data.zero_()
         return Forecast(model)
+
+
+@breaks("untouched")
+class LeavesASwitch(Scale):
+    """Doubles for all that comes after."""
+
+    def apply(self, model, context):
+        torch.set_default_dtype(torch.float64)
+        super().apply(model, context)
+
+
+@breaks("runs")
+class Exits(Scale):
+    """A script's way to end."""
+
+    def apply(self, model, context):
+        raise SystemExit(3)
 
 
 @breaks("untouched")

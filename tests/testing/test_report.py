@@ -1,12 +1,15 @@
 """What an author sees: the report, in a notebook, as an error, and in pytest."""
 
+import json
+import os
 import re
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
 
-from kdkit import KdError
-from kdkit.testing import check_plugin, check_stage, conformance, zoo
+from kdkit import KdError, param
+from kdkit.testing import check_plugin, check_stage, conformance, fresh, zoo
 from kdkit.testing.checks import CHECKS, Check
 from kdkit.testing.report import Conformance, Conformances, Finding
 from tests.testing.defects import Narrow, Scale, Unseeded
@@ -63,6 +66,41 @@ def test_a_stage_is_tried_as_an_instance_or_a_line_says_too():
     assert check_stage("%kd decompose svd --ratio 0.4", models=["mlp"]).title == "decompose svd"
 
 
+def test_a_declaration_that_lacks_bounds_keeps_no_other_check_from_being_made():
+    class Unbounded(Unseeded):
+        """A number that may be anything."""
+
+        __module__ = Scale.__module__  # this one imports pytest
+        strength: float = param(1.0, "of the work")
+
+    report = check_stage(Unbounded, models=["mlp"])
+    assert report.failed == ("schema", "repeats")
+    assert report.ran == ("mlp",)
+
+
+def test_of_a_class_that_is_not_whole_no_other_check_is_said_to_hold():
+    class Undescribed(Scale):
+        __doc__ = ""
+
+    assert check_stage(Undescribed, models=["mlp"]).summary == "tune test-scale: 0 of 1 checks hold; ran on no model"
+    test = conformance(Undescribed, models=["mlp"])
+    with pytest.raises(pytest.fail.Exception, match="has no docstring"):
+        test(0, "schema")
+    with pytest.raises(pytest.skip.Exception, match="its class is not whole"):
+        test(0, "untouched")
+
+
+def test_an_error_is_told_with_the_authors_line_and_not_torchs():
+    class Clumsy(Scale):
+        """Multiply what does not fit."""
+
+        def apply(self, model, context):
+            nn.Linear(2, 2)(model.first.weight)
+
+    [found] = check_stage(Clumsy, models=["mlp"]).findings
+    assert re.search(r"\(test_report.py, line \d+: nn.Linear\(2, 2\)\(model.first.weight\)\)$", found.what)
+
+
 def test_what_is_not_there_is_told_by_name():
     with pytest.raises(KdError, match="the zoo has no 'mpl'") as caught:
         check_stage(Scale, models=["mpl"])
@@ -103,6 +141,56 @@ def test_what_a_model_of_tensors_says_of_itself_is_counted_again():
     ]
 
 
+VOLUMES = """
+import torch
+from torch import nn
+from kdkit import Batch
+from kdkit.testing.zoo import Guest
+
+class Volumes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(1, 4, 3), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).flatten(1))
+
+volumes = Guest(Volumes, lambda items, random: Batch((torch.randn(items, 1, 4, 4, 4, generator=random),), labels=torch.arange(items) % 2))
+nothing = 3
+"""
+
+
+@pytest.fixture
+def my_models(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(VOLUMES)
+    monkeypatch.syspath_prepend(tmp_path)
+    fresh._server.cache_clear()  # one that runs already does not know the folder
+    yield
+    fresh._server.cache_clear()
+
+
+def test_an_authors_own_model_is_tried_as_the_zoos_are(my_models):
+    class Volumetric(Scale):
+        """Halve the weights of 3d convolutions."""
+
+        __module__ = Scale.__module__  # this one imports pytest
+
+        def check(self, model, context):
+            if not any(isinstance(layer, nn.Conv3d) for layer in model.modules()):
+                yield "it has no volumes"
+
+    report = check_stage(Volumetric, models=["mlp", "my_models:volumes"])
+    assert report.ran == ("my_models:volumes",)
+    assert report.refused == {"mlp": "tune test-scale: it has no volumes"}
+    assert report.ok, report
+
+
+@pytest.mark.parametrize(("name", "said"), [("my_models:none", "has no attribute 'none'"), ("none:at_all", "No module named 'none'"), ("my_models:nothing", "is a int")])
+def test_an_own_model_that_is_not_there_is_told(my_models, name, said):
+    with pytest.raises(KdError, match=said):
+        check_stage(Scale, models=[name])
+
+
 def test_the_stages_of_the_session_are_as_before(offered):
     from kdkit.plugins import manager
 
@@ -122,6 +210,23 @@ def test_pytest_gets_a_case_for_each_stage_and_check_and_a_failure_without_trace
         test(1, "repeats")
     assert "mend: draw from torch's, numpy's or random's own generators" in str(failed.value)
     assert not failed.value.pytrace
+
+
+def test_an_interrupted_question_leaves_no_answer_behind_for_the_next(monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    first = fresh._server("load")
+    with monkeypatch.context() as patch:
+        patch.setattr(fresh, "json", SimpleNamespace(dumps=json.dumps, loads=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            fresh.load_time("ast")
+    assert first.wait(10) != 0
+    assert fresh.load_time("ast")["seconds"] >= 0
+
+
+def test_an_interrupt_of_the_notebook_does_not_reach_the_fresh_process():
+    assert os.getpgid(fresh._server("load").pid) != os.getpgid(0)
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
