@@ -260,6 +260,80 @@ def test_a_failure_is_told_with_its_hints_and_what_was_done_is_kept(wizard):
     assert not run.resume.disabled
 
 
+# what happens beside it
+
+
+def test_cancel_stops_what_runs_also_where_the_notebook_works_on_another_session_by_now(wizard, cells, offered):
+    offered(Slow)
+    add(wizard, "tune test-slow")
+    run, session = wizard.pane("Run"), wizard.session
+    wizard.open("Run")
+    run.start.click()
+    until(lambda: "waiting" in run.bar._label.value)
+    cells.give("%kd use big --train {train};")
+    run.cancel.click()
+    wizard.worker.wait(10)
+    assert not wizard.busy
+    assert "cancelled" in told(wizard)
+    assert len(session.versions) == 1
+    assert run.resume.disabled, "what is left to do belongs to the other session"
+    assert run.follow.disabled
+
+
+def test_a_cancel_before_the_run_has_begun_is_not_forgotten(wizard, offered, monkeypatch):
+    offered(Slow)
+    add(wizard, "tune test-slow", seconds=1.0)
+    session, run = wizard.session, wizard.session.run
+
+    def cancelled_first(*given, **named):
+        wizard.cancel()
+        return run(*given, **named)
+
+    monkeypatch.setattr(session, "run", cancelled_first)
+    wizard.open("Run")
+    press(wizard, wizard.pane("Run").start)
+    assert "cancelled" in told(wizard)
+    assert len(session.versions) == 1
+
+
+def fault(*given):
+    raise ValueError("a fault of ours")
+
+
+def test_what_goes_wrong_in_a_button_or_in_showing_what_came_of_it_is_said(wizard, monkeypatch):
+    add(wizard, "tune finetune", steps=1)
+    wizard.open("Run")
+    run = wizard.pane("Run")
+    monkeypatch.setattr(run, "_end", fault)
+    press(wizard, run.start)
+    assert "done" in told(wizard)
+    assert "ValueError: a fault of ours" in told(wizard)
+    monkeypatch.setattr(run, "_begin", fault)
+    wizard.say("")
+    press(wizard, run.start)
+    assert "ValueError: a fault of ours" in told(wizard)
+
+
+def test_a_button_waits_until_what_is_done_is_shown(wizard, monkeypatch):
+    add(wizard, "tune finetune", steps=1)
+    wizard.open("Run")
+    run, order, end = wizard.pane("Run"), [], wizard.pane("Run")._end
+
+    def slowly(*given):
+        order.append("shown")
+        time.sleep(0.3)
+        end(*given)
+        order.append("all is shown")
+
+    monkeypatch.setattr(run, "_end", slowly)
+    beside = run.button("Beside", "", lambda: order.append("pressed"))
+    run.start.click()
+    until(lambda: order)
+    beside.click()
+    wizard.worker.wait(10)
+    assert order == ["shown", "all is shown", "pressed"]
+
+
 # pictures, and what is taken along
 
 
