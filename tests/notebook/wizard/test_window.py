@@ -17,6 +17,7 @@ from kdkit.notebook.page import Page
 from kdkit.notebook.wizard import opening
 from kdkit.notebook.wizard.draft import Draft
 from kdkit.notebook.wizard.window import Wizard
+from kdkit.plugins import manager
 from tests.notebook.wizard.conftest import add, press
 
 
@@ -134,6 +135,30 @@ def test_an_order_that_cannot_be_is_marked_with_its_remedy_before_it_is_added_an
     wizard.open("Pipeline")
     press(wizard, pane.rows[1].up)
     assert "✗" not in pane.rows[0].text.value + pane.rows[1].text.value
+
+
+def test_what_cells_and_plugins_bring_or_take_meanwhile_is_offered_when_the_pipeline_is_looked_at(wizard, offered):
+    pane = wizard.pane("Pipeline")
+    wizard.open("Pipeline")
+    pane.family.value = "tune"
+    assert "test-slow" not in pane.technique.options
+    offered(Slow)
+    pane.refresh()
+    assert pane.family.value == "tune"
+    pane.technique.value = "test-slow"
+    again = type("Slow", (Slow,), {"__annotations__": {"minutes": float}, "minutes": param(1.0, "another field"), "__module__": __name__, "__doc__": Slow.__doc__})
+    offered(again)
+    pane.refresh()
+    assert pane.form.settings is again, "a cell that is run again brings another class"
+    manager().get_plugin("notebook").stages.clear()
+    manager().forget()
+    pane.technique.value = "finetune"
+    pane.technique.value = "test-slow"
+    assert pane.add.disabled
+    assert "not there any more" in pane.about.value
+    pane.refresh()
+    assert pane.technique.options == ("finetune",)
+    assert not pane.add.disabled
 
 
 def test_a_form_that_is_wrong_adds_nothing(wizard):
@@ -390,7 +415,45 @@ def test_a_wizard_is_opened_on_a_form_a_line_a_cell_or_a_version(wizard):
     wizard.session.run("prune channels --ratio 0.5", label="slim")
     wizard.session.run("tune finetune --steps 1", label="tuned")
     opening.begin(wizard, line="@tuned")
-    assert wizard.draft.steps == ("prune channels", "tune finetune --steps 1")
+    assert wizard.draft == Draft(("prune channels", "tune finetune --steps 1"), "@base"), "on what they were run on, not once more on what they made"
+
+
+@pytest.mark.parametrize("words", ["nosuch", "prune nosuch", "--from @nosuch", '--from "prune chanels"'])
+def test_who_asks_for_what_is_not_there_keeps_the_wizard_that_is_open(cells, monkeypatch, words):
+    monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
+    view = cells.give("%kd wizard;") or opening._open[cells.shell]
+    opened = count()
+    assert "nosuch" in (said := cells.fails(f"%kd wizard {words}").message) or "chanels" in said
+    assert opening._open[cells.shell] is view
+    assert view.wizard.box.comm is not None
+    assert count() == opened
+
+
+def test_a_version_that_is_dropped_while_the_pipeline_begins_with_it_is_told(wizard, cells):
+    cells.give("%kd tune finetune --steps 1 --as slim;")
+    cells.give("%kd tune finetune --steps 1;")
+    wizard.redraft(Draft(("tune finetune --steps 1",), start="@slim"))
+    wizard.open("Model")
+    cells.give("%kd drop @slim;")
+    wizard.refresh()
+    assert "@slim was dropped" in wizard.pane("Model").about.value
+    wizard.redraft(Draft(start="@gone"))
+    assert "no version @gone" in wizard.pane("Model").about.value
+    assert repr(wizard) == "kdkit wizard: 0 steps on @gone"
+
+
+def test_the_model_is_shown_as_it_is_named_and_what_its_data_tells_once_it_is_given(bare, cells):
+    cells.give("%kd use net;")
+    wizard = Wizard(notebook.desk_of(cells.shell))
+    model = wizard.pane("Model")
+    assert "@base" in model.about.value
+    before = model.layers.value
+    cells.give("%kd set --eval {train};")
+    cells.give("%kd keep @base --as first;")
+    wizard.refresh()
+    assert "@first" in model.about.value
+    assert model.layers.value != before, "with data it has MACs"
+    wizard.close()
 
 
 def test_without_a_kernel_the_wizard_is_words(cells):
