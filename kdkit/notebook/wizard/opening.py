@@ -78,7 +78,7 @@ def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
         KdError: there is no such technique, or the line can't be read.
     """
     if getattr(desk.shell, "kernel", None) is None:
-        return in_words(desk)
+        return in_words(desk, stage, line)
     from kdkit.notebook.wizard.window import Wizard
 
     # who asks for what is not there keeps the wizard that is open
@@ -140,10 +140,22 @@ def close(shell: Any) -> Wizard | None:
     return view.wizard
 
 
-def in_words(desk: Desk) -> Page:
-    """What a wizard would show, as text with the lines to write: for a terminal, or where ipywidgets are missing."""
-    from kdkit.notebook.help import techniques
+def in_words(desk: Desk, stage: str = "", line: str = "") -> Page:
+    """What a wizard would show, as text with the lines to write: for a terminal.
 
+    Raises:
+        KdError: there is no such technique or version, or the line can't be read.
+    """
+    from kdkit.notebook.help import about, techniques
+
+    draft, _ = asked(desk, stage, line)
     where = desk.session.status() if desk.has_session else "There is no model yet."
+    if draft is not None:
+        return Page(
+            "Here are no widgets, so the wizard is these lines: what they would do, and then to do it.",
+            where,
+            Source(f"{replace(draft, dry_run=True).cell}\n\n{draft.cell}"),
+        )
+    offered = about([stage]) if stage else techniques()
     lines = "%kd use net --train {train} --eval {val}\n%kd help FAMILY TECHNIQUE\n%kd FAMILY TECHNIQUE --dry-run\n%kd FAMILY TECHNIQUE\n%kd compare\n%kd save small/"
-    return Page("Here are no widgets, so the wizard is these lines.", where, techniques(), Source(lines))
+    return Page("Here are no widgets, so the wizard is these lines.", where, offered, Source(lines))

@@ -464,6 +464,15 @@ def test_without_a_kernel_the_wizard_is_words(cells):
     assert "prune channels" in repr(page)
 
 
+def test_without_a_kernel_what_is_asked_for_is_told_in_words_too(cells):
+    assert "--ratio" in repr(cells.give("%kd wizard prune channels"))
+    assert "prune channels" in (told := repr(cells.give("%kd wizard prune")))
+    assert "distill soft" not in told.partition("technique")[2]
+    told = repr(cells.give('%kd wizard --from "prune channels --ratio 0.3 --as slim"'))
+    assert "%kd prune channels --ratio 0.3 --dry-run --as slim\n\n%kd prune channels --ratio 0.3 --as slim" in told
+    assert "no family 'nosuch'" in cells.fails("%kd wizard nosuch").message
+
+
 def count():
     gc.collect()
     return len(ipywidgets.widgets.widget._instances)
