@@ -83,9 +83,12 @@ def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
 
     # who asks for what is not there keeps the wizard that is open
     asked(desk, stage, line)
+    stopped = _open[desk.shell].wizard.busy if desk.shell in _open else ""
     before = close(desk.shell)
     wizard = Wizard(desk, before.draft if before is not None else None, first="Pipeline" if stage or line else "")
     begin(wizard, stage, line)
+    if stopped:
+        wizard.say(f"{stopped} was stopped, as the wizard was opened anew; the session is whole")
     view = _open[desk.shell] = View(wizard)
     return view
 

@@ -83,7 +83,8 @@ def test_what_was_recognised_can_be_changed(wizard):
     assert data.lines == "", "what was given is not given again"
 
 
-def test_a_pipeline_is_put_together_reordered_changed_and_foretold(wizard):
+def test_a_pipeline_is_put_together_reordered_changed_and_foretold(wizard, monkeypatch):
+    monkeypatch.setattr("kdkit.notebook.wizard.panes.pipeline.QUICK_S", float("inf"))
     pane = wizard.pane("Pipeline")
     add(wizard, "tune finetune", steps=1)
     add(wizard, "prune channels", ratio=0.25)
@@ -517,6 +518,19 @@ def test_opening_another_closes_the_one_that_was_open_and_so_does_unloading(cell
     assert count() == opened
     cells.shell.run_line_magic("unload_ext", "kdkit")
     assert count() == before
+
+
+def test_opening_another_while_one_works_stops_that_and_says_so(cells, monkeypatch, offered):
+    offered(Slow)
+    monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
+    first = opening.open_wizard(notebook.desk_of(cells.shell), line="tune test-slow")
+    first.open("Run")
+    first.press("Run", wait=False)
+    until(lambda: "waiting" in first.wizard.pane("Run").bar._label.value)
+    second = opening.open_wizard(notebook.desk_of(cells.shell))
+    assert second.told == "running the pipeline was stopped, as the wizard was opened anew; the session is whole"
+    assert second.wizard.draft.steps == ("tune test-slow",)
+    assert len(cells.session.versions) == 1
 
 
 def test_its_text_is_short_and_stable(wizard):

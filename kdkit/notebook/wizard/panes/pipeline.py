@@ -79,7 +79,9 @@ class PipelinePane(Pane):
             self.form.fill(values)
 
     def _chosen(self, change: Any = None) -> None:
-        self.technique.options = _techniques(self.family.value)
+        self.technique.options = offered = _techniques(self.family.value)
+        # a list that showed nothing goes on to do so
+        self.technique.value = next(iter(offered), None)
 
     def _offer(self) -> None:
         """Offer what the plugins and cells of the notebook bring by now; the choice stays, where it is still among it."""
