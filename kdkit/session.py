@@ -6,6 +6,7 @@ cancelled or interrupted leaves the session as it was.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -248,15 +249,19 @@ class Session:
         self.history = self.history.grown(made, label)
         return self.head
 
-    def _idle(self) -> threading.Lock:
+    @contextlib.contextmanager
+    def _idle(self) -> Iterator[None]:
         """What a block holds that adds or removes versions.
 
         Raises:
             KdError: another thread holds it.
         """
-        if self._running.locked():
+        if not self._running.acquire(blocking=False):
             raise KdError("a stage is running in this session", "wait for it, or cancel it first")
-        return self._running
+        try:
+            yield
+        finally:
+            self._running.release()
 
     def cancel(self) -> None:
         """Ask the stage that is running to stop; it leaves the session as it was."""

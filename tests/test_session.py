@@ -668,3 +668,19 @@ def test_doing_the_same_twice_is_told_so(session):
 
 def test_one_measure_may_be_given_by_its_bare_name():
     assert list(Session(zoo.mlp(), measures="parameters").head.report) == ["parameters"]
+
+
+def test_who_comes_second_is_refused_and_does_not_wait_also_where_both_came_at_once(session):
+    class Taken:
+        """A lock that another thread takes between the look at it and the grip."""
+
+        def locked(self):
+            return False
+
+        def acquire(self, blocking=True):
+            assert not blocking, "waits for as long as the other one takes"
+            return False
+
+    session._running = Taken()
+    with pytest.raises(KdError, match="a stage is running"):
+        session.plan("tune finetune --steps 1")

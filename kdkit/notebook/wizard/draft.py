@@ -47,10 +47,12 @@ class Draft:
         """The magics that run it; empty without a step."""
         if not self.steps:
             return ""
-        where = [*(["--on", self.start] if self.start else []), *(["--seed", str(self.seed)] if self.seed is not None else []), *(["--dry-run"] * self.dry_run)]
+        said = {"on": self.start or None, "seed": self.seed, "dry_run": self.dry_run or None}
+        where = write_values(Running, {name: value for name, value in said.items() if value is not None})
+        label = write_values(Running, {"as_": self.label}) if self.label else []
         if len(self.steps) == 1 and "\n" not in self.steps[0]:
-            return " ".join(["%kd", self.steps[0], *where, *(["--as", self.label] if self.label else [])])
-        return "\n".join([" ".join(["%%kd", *([self.label] if self.label else []), *where]), *(written(step) for step in self.steps)])
+            return " ".join(["%kd", self.steps[0], *where, *label])
+        return "\n".join([" ".join(["%%kd", *label[1:], *where]), *(written(step) for step in self.steps)])
 
     def stages(self) -> tuple[Stage, ...]:
         """Its stages, with the source of an expression in place of its object.

@@ -18,6 +18,7 @@ from kdkit.lines import kind, option, refers, write_values
 from kdkit.notebook.help import bounds, is_advanced, unit
 from kdkit.notebook.wizard.draft import named
 from kdkit.notebook.wizard.editors import OTHER, Editor, Named, Plain, editor
+from kdkit.notebook.wizard.pane import close
 from kdkit.notebook.wizard.snippets import problem
 from kdkit.patterns import match
 from kdkit.plugins import manager
@@ -147,9 +148,17 @@ class Form:
         return widgets.VBox([row, self._previews[name]])
 
     def _editor(self, name: str) -> Editor:
-        own = _widget_of_a_plugin(self.settings, name)
-        if own is not None:
-            return Plain(own)
+        own = None
+        try:
+            own = _widget_of_a_plugin(self.settings, name)
+            if own is not None:
+                made = Plain(own)
+                made.value = self._default(name, made)
+                return made
+        except Exception as error:
+            warnings.warn(f"kdkit_widget failed for {_title(self.settings)} {option(name)}: {type(error).__name__}: {error}", stacklevel=2)
+            if own is not None:
+                close(own)
         return editor(self.settings, name, _label(self.settings, name), _hint(self.settings, name), self._offers(self.settings, name))
 
     def _unfold(self, change: Any) -> None:
@@ -222,17 +231,16 @@ def _hint(settings: type[Settings], name: str) -> str:
 
 
 def _widget_of_a_plugin(settings: type[Settings], name: str) -> Any:
-    """A control that a plugin brings for a stage's parameter; a plugin that fails is told of, and the kit's control stands there."""
+    """A control that a plugin brings for a stage's parameter.
+
+    Raises:
+        Exception: the plugin failed, or what it gave is no control.
+    """
     if not issubclass(settings, Stage):
         return None
     field = settings.model_fields[name]
     default = None if field.is_required() else field.default
-    try:
-        made = manager().hook.kdkit_widget(stage=settings, name=name, value=default)
-    except Exception as error:
-        warnings.warn(f"kdkit_widget failed for {_title(settings)} {option(name)}: {type(error).__name__}: {error}", stacklevel=2)
-        return None
-    if made is not None and not made.has_trait("value"):
-        warnings.warn(f"kdkit_widget for {_title(settings)} {option(name)} gave {type(made).__name__}, which has no value", stacklevel=2)
-        return None
+    made = manager().hook.kdkit_widget(stage=settings, name=name, value=default)
+    if made is not None and not (isinstance(made, widgets.Widget) and made.has_trait("value")):
+        raise TypeError(f"{type(made).__name__} is no widget with a value")
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,12 @@ from kdkit.notebook.page import Page, Source
 from kdkit.notebook.wizard.hand import Hand
 
 if TYPE_CHECKING:
+    from kdkit.contract import Stage
     from kdkit.notebook.desk import Desk
+    from kdkit.notebook.wizard.draft import Draft
     from kdkit.notebook.wizard.window import Wizard
+    from kdkit.session import Session
+    from kdkit.versions import Version
 
 LIVES = "What was done is kept here. The form of %kd wizard lives only while its kernel does: run the cell again to have it back."
 """Said where the form is shown no more; JupyterLab itself has only "Error displaying widget: model not found"."""
@@ -73,12 +78,17 @@ def open_wizard(desk: Desk, stage: str = "", line: str = "") -> Any:
         KdError: there is no such technique, or the line can't be read.
     """
     if getattr(desk.shell, "kernel", None) is None:
-        return in_words(desk)
+        return in_words(desk, stage, line)
     from kdkit.notebook.wizard.window import Wizard
 
+    # who asks for what is not there keeps the wizard that is open
+    asked(desk, stage, line)
+    stopped = _open[desk.shell].wizard.busy if desk.shell in _open else ""
     before = close(desk.shell)
     wizard = Wizard(desk, before.draft if before is not None else None, first="Pipeline" if stage or line else "")
     begin(wizard, stage, line)
+    if stopped:
+        wizard.say(f"{stopped} was stopped, as the wizard was opened anew; the session is whole")
     view = _open[desk.shell] = View(wizard)
     return view
 
@@ -89,24 +99,39 @@ def begin(wizard: Wizard, stage: str = "", line: str = "") -> None:
     Raises:
         KdError: there is no such technique or version, or the line can't be read.
     """
+    draft, made = asked(wizard.desk, stage, line)
+    if draft is not None:
+        wizard.redraft(draft)
+        wizard.open("Pipeline")
+        if len(draft.steps) == 1 and "\n" not in draft.steps[0]:
+            wizard.pane("Pipeline").edit(0)
+    if made is not None:
+        wizard.open("Pipeline")
+        wizard.pane("Pipeline").choose(made)
+
+
+def asked(desk: Desk, stage: str, line: str) -> tuple[Draft | None, type[Stage] | None]:
+    """What is asked for: the draft of a line or a version, and the technique whose form is to be shown, a family's first by its name alone.
+
+    Raises:
+        KdError: there is no such technique or version, or the line can't be read.
+    """
     from kdkit.notebook.wizard.draft import Draft
     from kdkit.plugins import manager
 
-    if line.startswith("@"):
-        session = wizard.desk.session
-        line = session.recipe(line).lines()
-    if line:
-        wizard.redraft(Draft.of(line))
-        wizard.open("Pipeline")
-        if len(wizard.draft.steps) == 1 and "\n" not in wizard.draft.steps[0]:
-            wizard.pane("Pipeline").edit(0)
-    if stage:
-        family, _, technique = stage.partition(".")
-        wizard.open("Pipeline")
-        if technique:
-            wizard.pane("Pipeline").choose(manager().stage(stage))
-        else:
-            wizard.pane("Pipeline").family.value = family
+    family, _, technique = stage.partition(".")
+    first = next((id for id in manager().stages() if id.startswith(f"{family}.")), stage) if stage and not technique else stage
+    made = manager().stage(first) if stage else None
+    if not line.startswith("@"):
+        return Draft.of(line) if line else None, made
+    version, session = desk.session.version(line), desk.session
+    return replace(Draft.of(session.recipe(version).lines()), start=_begun_with(session, version)), made
+
+
+def _begun_with(session: Session, version: Version) -> str:
+    """The version whose model a version's recipe is for, if the session holds it: not where it was loaded, as what was loaded was made by steps too."""
+    first = session.history.lineage(version)[0]
+    return first.name if first.model is not None and "recipe" not in first.facts else ""
 
 
 def close(shell: Any) -> Wizard | None:
@@ -118,10 +143,22 @@ def close(shell: Any) -> Wizard | None:
     return view.wizard
 
 
-def in_words(desk: Desk) -> Page:
-    """What a wizard would show, as text with the lines to write: for a terminal, or where ipywidgets are missing."""
-    from kdkit.notebook.help import techniques
+def in_words(desk: Desk, stage: str = "", line: str = "") -> Page:
+    """What a wizard would show, as text with the lines to write: for a terminal.
 
+    Raises:
+        KdError: there is no such technique or version, or the line can't be read.
+    """
+    from kdkit.notebook.help import about, techniques
+
+    draft, _ = asked(desk, stage, line)
     where = desk.session.status() if desk.has_session else "There is no model yet."
+    if draft is not None:
+        return Page(
+            "Here are no widgets, so the wizard is these lines: what they would do, and then to do it.",
+            where,
+            Source(f"{replace(draft, dry_run=True).cell}\n\n{draft.cell}"),
+        )
+    offered = about([stage]) if stage else techniques()
     lines = "%kd use net --train {train} --eval {val}\n%kd help FAMILY TECHNIQUE\n%kd FAMILY TECHNIQUE --dry-run\n%kd FAMILY TECHNIQUE\n%kd compare\n%kd save small/"
-    return Page("Here are no widgets, so the wizard is these lines.", where, techniques(), Source(lines))
+    return Page("Here are no widgets, so the wizard is these lines.", where, offered, Source(lines))

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets as widgets
 
-from kdkit.errors import KdError
-
 if TYPE_CHECKING:
     from kdkit.notebook.wizard.window import Wizard
 
@@ -49,8 +47,9 @@ class Pane:
 
         def press(button: Any) -> None:
             try:
-                work()
-            except KdError as error:
+                with self.wizard.turn:
+                    work()
+            except Exception as error:
                 self.wizard.say("", error)
 
         made = widgets.Button(description=text, tooltip=hint, button_style=style, layout={"width": "auto", "align_self": "flex-start"})

@@ -5,6 +5,7 @@ Whatever a button does, it does by carrying out the very line that is shown, in 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from kdkit.notebook.grammar import read
 from kdkit.notebook.wizard.draft import Draft
 from kdkit.notebook.wizard.pane import Pane, close, write
 from kdkit.notebook.wizard.snippets import KEYS, STYLE, code, problem, status
-from kdkit.notebook.wizard.worker import Worker
+from kdkit.notebook.wizard.worker import Worker, ended
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,7 @@ class Wizard:
         box: the widget.
         draft: the pipeline that is being put together.
         worker: does what takes time.
+        turn: held by whoever changes what is shown, a button or the worker that is done, so that neither meets the other halfway.
         told: what was said last, as text.
     """
 
@@ -46,7 +48,9 @@ class Wizard:
         from kdkit.notebook.wizard.panes import PANES
 
         self.desk, self.draft, self.worker = desk, draft or Draft(), Worker()
-        self.told = ""
+        self.told, self.turn = "", threading.RLock()
+        self._at_work: Session | None = None
+        self._stopping = threading.Event()
         self.panes: list[Pane] = [made(self) for made in PANES]
         self._built = [False] * len(self.panes)
         self._listening: list[Callable[[], None]] = []
@@ -157,35 +161,53 @@ class Wizard:
             observe: hears how far it is.
             then: is given what came of it, or the error.
         """
-        aside = Aside(self.desk, observe)
-        began = time.monotonic()
+        began, session, stopping = time.monotonic(), self.session, threading.Event()
+
+        def heard(progress: Progress) -> None:
+            if stopping.is_set() and session is not None:
+                # a run forgets what it was asked before it began
+                session.cancel()
+            if observe is not None:
+                observe(progress)
 
         def done(made: Any, error: BaseException | None) -> None:
-            took = f" after {time.monotonic() - began:.1f} s"
-            self._occupied()
-            self.say(f"{what}: {'done' if error is None else 'cancelled' if isinstance(error, Cancelled) else 'failed'}{took}", error)
-            then(made, error)
-            self.refresh()
-            for heard in self._listening:
-                heard()
+            with self.turn:
+                self._done(f"{what}: {ended(error)} after {time.monotonic() - began:.1f} s", lambda: then(made, error), error)
 
         try:
+            aside = Aside(self.desk, heard)
             command = read(lines, aside)
-            self.say(f"{what} ...")
-            self.worker.start(what, lambda: command.verb.run(aside), done)
-            self._occupied()
+            with self.turn:
+                self.worker.start(what, lambda: command.verb.run(aside), done)
+                self._at_work, self._stopping = session, stopping
+                self.say(f"{what} ...")
+                self._occupied()
         except KdError as error:
             self.say(f"{what}: not begun", error)
             return False
         return True
 
+    def _done(self, said: str, then: Callable[[], None], error: BaseException | None) -> None:
+        """Show what came of it; there is nobody above who would hear of a fault in that."""
+        try:
+            self._occupied()
+            self.say(said, error)
+            then()
+            self.refresh()
+            for heard in self._listening:
+                heard()
+        except Exception as fault:
+            self.say(f"{said}, and it can't be shown", fault)
+
     def cancel(self) -> None:
-        """Ask what is being done to stop; the session stays as it was before it."""
-        if self.session is None or not self.busy:
-            self.say("nothing is running")
-            return
-        self.say(f"{self.busy}: cancelling ...")
-        self.session.cancel()
+        """Ask what is being done to stop, also where the notebook works on another session by now; the session stays as it was before it."""
+        with self.turn:
+            if self._at_work is None or not self.busy:
+                self.say("nothing is running")
+                return
+            self.say(f"{self.busy}: cancelling ...")
+            self._stopping.set()
+            self._at_work.cancel()
 
     def _occupied(self) -> None:
         for pane, built in zip(self.panes, self._built, strict=True):
@@ -198,9 +220,8 @@ class Wizard:
 
     def close(self) -> None:
         """Stop what runs, and take away every widget; nothing is left behind."""
-        if self.session is not None and self.busy:
-            self.session.cancel()
-            self.worker.wait(30)
+        self.cancel()
+        self.worker.wait(30)
         self._listening.clear()
         for pane, built in zip(self.panes, self._built, strict=True):
             for widget in pane.unseen() if built else ():
@@ -210,5 +231,6 @@ class Wizard:
     # how it is shown
 
     def __repr__(self) -> str:
-        where = f"on {self.session.version(self.draft.start or None).name}" if self.session else "without a model yet"
-        return f"kdkit wizard: {len(self.draft.steps)} steps {where}"
+        where = f"on {self.draft.start or self.session.head.name}" if self.session else "without a model yet"
+        steps = len(self.draft.steps)
+        return f"kdkit wizard: {steps} step{'s' * (steps != 1)} {where}"

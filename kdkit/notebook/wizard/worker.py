@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kdkit.errors import KdError
+from kdkit.errors import Cancelled, KdError
 
 
 class Worker:
@@ -55,3 +55,8 @@ class Worker:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(seconds)
+
+
+def ended(error: BaseException | None) -> str:
+    """How a piece of work ended, in a word."""
+    return "done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"

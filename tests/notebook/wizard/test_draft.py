@@ -15,7 +15,7 @@ LINES = some.sampled_from(
     ["prune channels --ratio 0.25", "tune finetune --steps 3", "distill soft --teacher {nets['a b']}", "quantize static", "distill hints --steps 2"]
 )
 STEPS = some.lists(LINES, max_size=4).map(tuple)
-DRAFTS = some.builds(Draft, STEPS, some.sampled_from(["", "@base"]), some.sampled_from(["", "slim"]), some.none() | some.integers(0, 5))
+DRAFTS = some.builds(Draft, STEPS, some.sampled_from(["", "@base"]), some.sampled_from(["", "slim", "two words"]), some.none() | some.integers(0, 5))
 
 
 @given(DRAFTS.filter(lambda draft: draft.steps))

@@ -232,6 +232,24 @@ def test_a_plugin_brings_a_control_of_its_own_and_one_that_fails_is_told_and_rep
     assert isinstance(form.control("exact").first, widgets.Checkbox)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"), [("a text", "TypeError: str is no widget with a value"), (widgets.Dropdown(options=["slow"]), "TraitError: Invalid selection")]
+)
+def test_a_plugins_control_that_is_none_or_cannot_show_the_default_is_told_and_replaced(given, said):
+    class Own:
+        @hookimpl
+        def kdkit_widget(self, stage, name, value):
+            return given if name == "mode" else None
+
+    manager().add(Own(), "test-own-control")
+    try:
+        with pytest.warns(UserWarning, match=f"kdkit_widget failed for tune sample --mode: {said}"):
+            form = Form(Sample)
+    finally:
+        manager().unregister(name="test-own-control")
+    assert form.control("mode").value == "fast"
+
+
 def test_a_line_of_the_form_is_a_stage():
     form = Form(Sample, values={"teacher": Reference("big"), "names": ("a b", "c")})
     line = " ".join(["tune", "finetune"])

@@ -17,6 +17,7 @@ from kdkit.notebook.page import Page
 from kdkit.notebook.wizard import opening
 from kdkit.notebook.wizard.draft import Draft
 from kdkit.notebook.wizard.window import Wizard
+from kdkit.plugins import manager
 from tests.notebook.wizard.conftest import add, press
 
 
@@ -82,7 +83,8 @@ def test_what_was_recognised_can_be_changed(wizard):
     assert data.lines == "", "what was given is not given again"
 
 
-def test_a_pipeline_is_put_together_reordered_changed_and_foretold(wizard):
+def test_a_pipeline_is_put_together_reordered_changed_and_foretold(wizard, monkeypatch):
+    monkeypatch.setattr("kdkit.notebook.wizard.panes.pipeline.QUICK_S", float("inf"))
     pane = wizard.pane("Pipeline")
     add(wizard, "tune finetune", steps=1)
     add(wizard, "prune channels", ratio=0.25)
@@ -178,6 +180,30 @@ def test_what_was_said_of_one_tab_is_gone_in_the_next(wizard):
     assert "nowhere" not in pane.result.value, "it is said once"
     wizard.open("Export")
     assert "Error" not in told(wizard)
+
+
+def test_what_cells_and_plugins_bring_or_take_meanwhile_is_offered_when_the_pipeline_is_looked_at(wizard, offered):
+    pane = wizard.pane("Pipeline")
+    wizard.open("Pipeline")
+    pane.family.value = "tune"
+    assert "test-slow" not in pane.technique.options
+    offered(Slow)
+    pane.refresh()
+    assert pane.family.value == "tune"
+    pane.technique.value = "test-slow"
+    again = type("Slow", (Slow,), {"__annotations__": {"minutes": float}, "minutes": param(1.0, "another field"), "__module__": __name__, "__doc__": Slow.__doc__})
+    offered(again)
+    pane.refresh()
+    assert pane.form.settings is again, "a cell that is run again brings another class"
+    manager().get_plugin("notebook").stages.clear()
+    manager().forget()
+    pane.technique.value = "finetune"
+    pane.technique.value = "test-slow"
+    assert pane.add.disabled
+    assert "not there any more" in pane.about.value
+    pane.refresh()
+    assert pane.technique.options == ("finetune",)
+    assert not pane.add.disabled
 
 
 def test_a_form_that_is_wrong_adds_nothing(wizard):
@@ -325,6 +351,80 @@ def test_a_failure_is_told_with_its_hints_and_what_was_done_is_kept(wizard):
     assert not run.resume.disabled
 
 
+# what happens beside it
+
+
+def test_cancel_stops_what_runs_also_where_the_notebook_works_on_another_session_by_now(wizard, cells, offered):
+    offered(Slow)
+    add(wizard, "tune test-slow")
+    run, session = wizard.pane("Run"), wizard.session
+    wizard.open("Run")
+    run.start.click()
+    until(lambda: "waiting" in run.bar._label.value)
+    cells.give("%kd use big --train {train};")
+    run.cancel.click()
+    wizard.worker.wait(10)
+    assert not wizard.busy
+    assert "cancelled" in told(wizard)
+    assert len(session.versions) == 1
+    assert run.resume.disabled, "what is left to do belongs to the other session"
+    assert run.follow.disabled
+
+
+def test_a_cancel_before_the_run_has_begun_is_not_forgotten(wizard, offered, monkeypatch):
+    offered(Slow)
+    add(wizard, "tune test-slow", seconds=1.0)
+    session, run = wizard.session, wizard.session.run
+
+    def cancelled_first(*given, **named):
+        wizard.cancel()
+        return run(*given, **named)
+
+    monkeypatch.setattr(session, "run", cancelled_first)
+    wizard.open("Run")
+    press(wizard, wizard.pane("Run").start)
+    assert "cancelled" in told(wizard)
+    assert len(session.versions) == 1
+
+
+def fault(*given):
+    raise ValueError("a fault of ours")
+
+
+def test_what_goes_wrong_in_a_button_or_in_showing_what_came_of_it_is_said(wizard, monkeypatch):
+    add(wizard, "tune finetune", steps=1)
+    wizard.open("Run")
+    run = wizard.pane("Run")
+    monkeypatch.setattr(run, "_end", fault)
+    press(wizard, run.start)
+    assert "done" in told(wizard)
+    assert "ValueError: a fault of ours" in told(wizard)
+    monkeypatch.setattr(run, "_begin", fault)
+    wizard.say("")
+    press(wizard, run.start)
+    assert "ValueError: a fault of ours" in told(wizard)
+
+
+def test_a_button_waits_until_what_is_done_is_shown(wizard, monkeypatch):
+    add(wizard, "tune finetune", steps=1)
+    wizard.open("Run")
+    run, order, end = wizard.pane("Run"), [], wizard.pane("Run")._end
+
+    def slowly(*given):
+        order.append("shown")
+        time.sleep(0.3)
+        end(*given)
+        order.append("all is shown")
+
+    monkeypatch.setattr(run, "_end", slowly)
+    beside = run.button("Beside", "", lambda: order.append("pressed"))
+    run.start.click()
+    until(lambda: order)
+    beside.click()
+    wizard.worker.wait(10)
+    assert order == ["shown", "all is shown", "pressed"]
+
+
 # pictures, and what is taken along
 
 
@@ -381,7 +481,45 @@ def test_a_wizard_is_opened_on_a_form_a_line_a_cell_or_a_version(wizard):
     wizard.session.run("prune channels --ratio 0.5", label="slim")
     wizard.session.run("tune finetune --steps 1", label="tuned")
     opening.begin(wizard, line="@tuned")
-    assert wizard.draft.steps == ("prune channels", "tune finetune --steps 1")
+    assert wizard.draft == Draft(("prune channels", "tune finetune --steps 1"), "@base"), "on what they were run on, not once more on what they made"
+
+
+@pytest.mark.parametrize("words", ["nosuch", "prune nosuch", "--from @nosuch", '--from "prune chanels"'])
+def test_who_asks_for_what_is_not_there_keeps_the_wizard_that_is_open(cells, monkeypatch, words):
+    monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
+    view = cells.give("%kd wizard;") or opening._open[cells.shell]
+    opened = count()
+    assert "nosuch" in (said := cells.fails(f"%kd wizard {words}").message) or "chanels" in said
+    assert opening._open[cells.shell] is view
+    assert view.wizard.box.comm is not None
+    assert count() == opened
+
+
+def test_a_version_that_is_dropped_while_the_pipeline_begins_with_it_is_told(wizard, cells):
+    cells.give("%kd tune finetune --steps 1 --as slim;")
+    cells.give("%kd tune finetune --steps 1;")
+    wizard.redraft(Draft(("tune finetune --steps 1",), start="@slim"))
+    wizard.open("Model")
+    cells.give("%kd drop @slim;")
+    wizard.refresh()
+    assert "@slim was dropped" in wizard.pane("Model").about.value
+    wizard.redraft(Draft(start="@gone"))
+    assert "no version @gone" in wizard.pane("Model").about.value
+    assert repr(wizard) == "kdkit wizard: 0 steps on @gone"
+
+
+def test_the_model_is_shown_as_it_is_named_and_what_its_data_tells_once_it_is_given(bare, cells):
+    cells.give("%kd use net;")
+    wizard = Wizard(notebook.desk_of(cells.shell))
+    model = wizard.pane("Model")
+    assert "@base" in model.about.value
+    before = model.layers.value
+    cells.give("%kd set --eval {train};")
+    cells.give("%kd keep @base --as first;")
+    wizard.refresh()
+    assert "@first" in model.about.value
+    assert model.layers.value != before, "with data it has MACs"
+    wizard.close()
 
 
 def test_without_a_kernel_the_wizard_is_words(cells):
@@ -390,6 +528,15 @@ def test_without_a_kernel_the_wizard_is_words(cells):
     assert "Here are no widgets" in repr(page)
     assert "%kd FAMILY TECHNIQUE --dry-run" in repr(page)
     assert "prune channels" in repr(page)
+
+
+def test_without_a_kernel_what_is_asked_for_is_told_in_words_too(cells):
+    assert "--ratio" in repr(cells.give("%kd wizard prune channels"))
+    assert "prune channels" in (told := repr(cells.give("%kd wizard prune")))
+    assert "distill soft" not in told.partition("technique")[2]
+    told = repr(cells.give('%kd wizard --from "prune channels --ratio 0.3 --as slim"'))
+    assert "%kd prune channels --ratio 0.3 --dry-run --as slim\n\n%kd prune channels --ratio 0.3 --as slim" in told
+    assert "no family 'nosuch'" in cells.fails("%kd wizard nosuch").message
 
 
 def count():
@@ -448,6 +595,19 @@ def test_a_wizard_that_is_opened_on_a_form_builds_that_tab_alone(cells, monkeypa
     opening.close(cells.shell)
 
 
+def test_opening_another_while_one_works_stops_that_and_says_so(cells, monkeypatch, offered):
+    offered(Slow)
+    monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
+    first = opening.open_wizard(notebook.desk_of(cells.shell), line="tune test-slow")
+    first.open("Run")
+    first.press("Run", wait=False)
+    until(lambda: "waiting" in first.wizard.pane("Run").bar._label.value)
+    second = opening.open_wizard(notebook.desk_of(cells.shell))
+    assert second.told == "running the pipeline was stopped, as the wizard was opened anew; the session is whole"
+    assert second.wizard.draft.steps == ("tune test-slow",)
+    assert len(cells.session.versions) == 1
+
+
 def test_its_text_is_short_and_stable(wizard):
     add(wizard, "prune channels")
-    assert repr(wizard) == "kdkit wizard: 1 steps on @base"
+    assert repr(wizard) == "kdkit wizard: 1 step on @base"

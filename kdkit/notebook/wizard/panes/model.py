@@ -9,11 +9,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from kdkit.counting import count_parameters, size_bytes
+from kdkit.errors import KdError
 from kdkit.notebook.namespace import offers
 from kdkit.notebook.verbs import Use
 from kdkit.notebook.wizard.form import Form, line_of
 from kdkit.notebook.wizard.pane import Pane, write
-from kdkit.notebook.wizard.snippets import heading
+from kdkit.notebook.wizard.snippets import heading, problem
 from kdkit.pipeline import in_words
 from kdkit.table import Table, number
 
@@ -52,15 +53,25 @@ class ModelPane(Pane):
 
     def refresh(self) -> None:
         self.form.refresh()
-        model, session = self.wizard.model(), self.wizard.session
-        if session is None or model is None:
+        session = self.wizard.session
+        if session is None:
             write(self.about, "<p>There is no session yet: choose the model, then say in <b>Data and task</b> what it is to be judged on.</p>")
             write(self.layers, "")
-        elif model is not self._shown:
+            return
+        try:
             version = session.version(self.wizard.draft.start or None)
+            model = session.history.model_of(version)
+        except KdError as error:
+            self._shown = None
+            write(self.about, problem(error, "The pipeline has nothing to begin with"))
+            write(self.layers, "")
+            return
+        # MACs are told once there is data
+        seen = (id(version), id(session.objects))
+        if seen != self._shown:
+            self._shown = seen
             write(self.about, _about(version.name, model, version.traits))
             write(self.layers, session.layers(version)._repr_html_())
-            self._shown = model
 
 
 def _about(name: str, model: Any, traits: frozenset[str]) -> str:

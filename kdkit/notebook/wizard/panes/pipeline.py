@@ -79,14 +79,27 @@ class PipelinePane(Pane):
             self.form.fill(values)
 
     def _chosen(self, change: Any = None) -> None:
-        offered = [id.partition(".")[2] for id in manager().stages() if id.startswith(f"{self.family.value}.")]
-        self.technique.options = offered
-        self.technique.value = offered[0]
+        self.technique.options = offered = _techniques(self.family.value)
+        # a list that showed nothing goes on to do so
+        self.technique.value = next(iter(offered), None)
+
+    def _offer(self) -> None:
+        """Offer what the plugins and cells of the notebook bring by now; the choice stays, where it is still among it."""
+        for control, offered in ((self.family, families), (self.technique, lambda: _techniques(self.family.value))):
+            chosen, found = control.value, tuple(offered())
+            if control.options != found:
+                control.options = found
+                control.value = chosen if chosen in found else next(iter(found), None)
+        self._technique()
 
     def _technique(self, change: Any = None) -> None:
-        if self.technique.value is None:
+        stage = manager().stages().get(f"{self.family.value}.{self.technique.value}")
+        if stage is None:
+            self.form, self.place.children = None, []
+            self.add.disabled = self.change.disabled = True
+            write(self.about, "<p>It is not there any more: choose another one.</p>")
+            write(self.candidate, "")
             return
-        stage = manager().stage(f"{self.family.value}.{self.technique.value}")
         needs = ", ".join(stage.needs.names())
         write(self.about, f"<p>{escape(describe(stage))}{f' It needs: {escape(needs)}.' if needs else ''}</p>")
         if self.form is None or self.form.settings is not stage:
@@ -178,6 +191,7 @@ class PipelinePane(Pane):
             self.running.fill({name: value for name, value in said.items() if value is not None})
 
     def refresh(self) -> None:
+        self._offer()
         self._follow()
         self.running.refresh()
         if self.form is not None:
@@ -226,6 +240,11 @@ class PipelinePane(Pane):
     def unseen(self) -> Iterable[Any]:
         yield from (row.box for row in self.rows)
         yield from (form.box for form in self._forms.values())
+
+
+def _techniques(family: str | None) -> list[str]:
+    """Of a family, by the names that stand behind its own."""
+    return [id.partition(".")[2] for id in manager().stages() if id.startswith(f"{family}.")]
 
 
 def _is_foretold_cheaply(verdict: Verdict) -> bool:

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from kdkit.errors import Cancelled
+from kdkit.errors import KdError
 from kdkit.notebook.progress import Bar, Clock
 from kdkit.notebook.wizard.draft import Draft, rewritten
 from kdkit.notebook.wizard.judgement import judge
 from kdkit.notebook.wizard.pane import Pane, write
+from kdkit.notebook.wizard.worker import ended
 from kdkit.versions import Version
 
 if TYPE_CHECKING:
     from kdkit.context import Progress
+    from kdkit.session import Session
 
 
 class RunPane(Pane):
@@ -35,6 +37,7 @@ class RunPane(Pane):
         self.judged, self.report = widgets.HTML(), widgets.HTML()
         self.rest: Draft | None = None
         self.made: Version | None = None
+        self.ran: Session | None = None
         meanwhile = widgets.HTML("<small>The kernel stays free meanwhile. Cells that draw random numbers while it runs change what comes of it.</small>")
         buttons = widgets.HBox([self.start, self.cancel, self.resume, self.follow], layout={"flex_flow": "row wrap"})
         self.bars = widgets.VBox([widgets.HBox([self.whole, self.overall]), self.bar.box], layout={"display": "none"})
@@ -54,9 +57,12 @@ class RunPane(Pane):
         self._shape()
 
     def _shape(self) -> None:
-        busy = bool(self.wizard.busy)
+        busy, session = bool(self.wizard.busy), self.wizard.session
         self.start.button_style, self.cancel.button_style = ("", "danger") if busy else ("primary", "")
-        self.start.disabled = self.wizard.session is None or not self.wizard.draft.steps
+        self.start.disabled = session is None or not self.wizard.draft.steps
+        if session is not self.ran:
+            # what is left of a run belongs to the session it ran in
+            self.rest = self.made = None
         self.resume.disabled = busy or self.rest is None
         self.follow.disabled = busy or self.made is None
 
@@ -74,13 +80,19 @@ class RunPane(Pane):
 
     def _begin(self, draft: Draft) -> None:
         session = self.wizard.session
-        before = session.history.next if session is not None else 0
+        if session is None:
+            raise KdError("there is no session yet", "choose a model in the tab Model")
+        before = session.history.next
+
+        def end(made: Any, error: BaseException | None) -> None:
+            self._end(draft, [version for version in session.versions if version.number >= before and not version.inserted], error)
+
         self.bar.begin()
         self.bars.layout.display = None
         self.whole.value, self.overall.value, self.report.value = 0, f"0 of {len(draft.steps)} stages", ""
         self.clock = Clock()
-        if self.wizard.do("running the pipeline", draft.cell, self._observe, lambda made, error: self._end(draft, before, made, error)):
-            self.rest = self.made = None
+        if self.wizard.do("running the pipeline", draft.cell, self._observe, end):
+            self.rest, self.made, self.ran = None, None, session
             self.cancel.focus()
 
     def _observe(self, progress: Progress) -> None:
@@ -93,18 +105,16 @@ class RunPane(Pane):
             self.whole.value = (progress.part - 1 + min(share, 1.0)) / progress.parts
             self.overall.value = f"stage {progress.part} of {progress.parts}"
 
-    def _end(self, draft: Draft, before: int, made: Any, error: BaseException | None) -> None:
-        session = self.wizard.session
-        assert session is not None  # nothing runs without one
-        self.bar.end("done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed", failed=error is not None)
-        done = [version for version in session.versions if version.number >= before and not version.inserted]
+    def _end(self, draft: Draft, done: list[Version], error: BaseException | None) -> None:
+        self.bar.end(ended(error), failed=error is not None)
         self.made = done[-1] if done else None
         self.overall.value = f"{len(done)} of {len(draft.steps)} stages done"
         if error is None:
             self.whole.value = 1
         elif len(done) < len(draft.steps):
             self.rest = _remaining(draft, done, getattr(error, "resumable", False))
-            self.report.value = f"<p>The session stands on {escape(session.head.name)}. Resume runs <code>{escape(self.rest.cell)}</code></p>"
+            stands = done[-1].name if done else draft.start
+            self.report.value = f"<p>The session stands on {escape(stands)}. Resume runs <code>{escape(self.rest.cell)}</code></p>"
         if error is None and self.made is not None:
             self.report.value = self.made._repr_html_()
 

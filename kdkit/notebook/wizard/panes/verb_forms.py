@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -57,7 +58,7 @@ class VerbForms(Pane):
         return line_of(self.verbs[self.choice.value], self.form.values()) if self.wizard.session is not None else ""
 
     def _chosen(self, change: Any = None) -> None:
-        write(self.about, f"<p>{describe(self.verbs[self.choice.value])}</p>")
+        write(self.about, f"<p>{escape(describe(self.verbs[self.choice.value]))}</p>")
         self.place.children = [self.form.box]
         write(self.result, "")
         self._changed()
