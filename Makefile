@@ -22,7 +22,9 @@ lab: $(VENV)/ready
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/browser $(ARGS)
+	@# a browser wants the machine for itself; where other work holds it up all the same, it has a second try
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser || OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 	OMP_NUM_THREADS=1 KDKIT_STABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with notebooks/sanitize.cfg --nbval-cell-timeout 300 notebooks/*.ipynb
 
 notebooks: $(VENV)/ready

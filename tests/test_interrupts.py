@@ -1,5 +1,6 @@
 """Ctrl-C at a hundred random moments of run, save and load: session, files and torch's modes are whole every time."""
 
+import _imp
 import contextlib
 import random
 import signal
@@ -66,6 +67,9 @@ def interrupted(action, seconds):
             raise
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    # one that hits an import on the way into its lock leaves it locked, and every other thread that imports would wait for ever
+    while _imp.lock_held():
+        _imp.release_lock()
     assert torch.is_grad_enabled(), "the interrupt left gradients off for all that follows"
 
 

@@ -191,9 +191,10 @@ class Wizard:
         """Show what came of it; there is nobody above who would hear of a fault in that."""
         try:
             self._occupied()
-            self.say(said, error)
             then()
             self.refresh()
+            # last of what is shown, so that what it tells of is there to be seen
+            self.say(said, error)
             for heard in self._listening:
                 heard()
         except Exception as fault:
