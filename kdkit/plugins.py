@@ -275,7 +275,8 @@ class Manager(pluggy.PluginManager):
         if offers:
             return offers[0][0]
         written = next((each for each in reversed(list(_derived(Stage))) if each.id == id and not published(each.__module__)), None)
-        if written is not None:
+        # a plugin that is down and has it is the reason, whatever a cell wrote under that name
+        if written is not None and not any(id in plugin.offers for plugin in self._plugins.values() if plugin.status != "ok"):
             if instead := self._notebook.instead.get(id):
                 raise KdError(f"{id.replace('.', ' ', 1)} is offered no more: its cell was run again without it", f"that cell offers {instead.replace('.', ' ', 1)} now")
             decorate = [] if "source" in vars(written) else [f'put @kdkit.stage("{id}") above class {written.__name__}']

@@ -98,6 +98,11 @@ def test_two_offers_of_one_id_are_an_error_that_names_both_and_the_rest_works(fr
 
 
 def test_blocking_one_of_them_ends_the_conflict_and_unknown_names_are_told(monkeypatch):
+    class Mine(Stage):
+        """A stage of a cell under a name that is taken: refused, and not what is missing while the plugin is blocked."""
+
+        id: ClassVar = "prune.channels"
+
     fresh = Manager()
     fresh.discover()
     assert "prune.channels" in fresh.stages()
