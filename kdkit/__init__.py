@@ -5,47 +5,49 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__version__ = "0.1.0"
+from kdkit.__version__ import __version__ as __version__
+from kdkit.deprecated import register_renamed_modules
+from kdkit.lazy import attach
 
-_HOMES = {
-    "Session": "session",
-    "Stage": "contract",
-    "TrainStage": "contract",
-    "Needs": "contract",
-    "Trait": "contract",
-    "Forecast": "contract",
-    "param": "contract",
-    "stage": "contract",
-    "hookimpl": "hookspecs",
-    "offer": "plugins",
-    "KdError": "errors",
-    "Batch": "data",
-    "Data": "data",
-    "Context": "context",
-    "TrainPart": "training",
-    "Term": "training",
-    "Measure": "measure",
-    "Task": "tasks",
-    "Pipeline": "pipeline",
-}
+register_renamed_modules()
 
-__all__ = [*_HOMES, "load_ipython_extension", "unload_ipython_extension"]
+_find, __dir__, _exported = attach(
+    __name__,
+    {
+        "errors": ["KdError", "Cancelled", "did_you_mean"],
+        "parameters.settings": ["param"],
+        "parameters.search": ["Search"],
+        "data": ["Batch", "Data"],
+        "models": ["Trait"],
+        "tasks": ["Task"],
+        "measurement.measure": ["Measure"],
+        "stages.stage": ["Stage", "Needs", "Forecast"],
+        "stages.context": ["Context"],
+        "stages.channel": ["Progress"],
+        "plugins.hookspecs": ["hookimpl"],
+        "plugins.decorators": ["stage", "offer"],
+        "plugins.manager": ["known_stages"],
+        "training.stage": ["TrainStage"],
+        "training": ["TrainPart", "Term", "Step"],
+        "pipelines.pipeline": ["Pipeline"],
+        "session.adoption": ["adopt_data", "adopt_model", "adopt_teacher"],
+        "session.session": ["Session"],
+        "session.comparison": ["compare_with"],
+        "session.comparison_report": ["PairedComparison"],
+        "views": ["View"],
+    },
+)
+
+__all__ = [*_exported, "load_ipython_extension", "unload_ipython_extension"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'kdkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"kdkit.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return _find(name)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
@@ -56,7 +58,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Take out everything that loading put in: `%unload_ext kdkit`."""
+    """Remove everything that loading added: `%unload_ext kdkit`."""
     from kdkit.notebook import unload
 
     unload(shell)

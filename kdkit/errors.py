@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class KdError(Exception):
@@ -13,7 +16,7 @@ class KdError(Exception):
         message: what was wrong, and where.
         hints: what to do next, one line each.
 
-    `%tb`, or `%kd --debug`, shows the traceback and its cause.
+    Control characters in them are escaped. `%tb`, or `%kd --debug`, shows the traceback and its cause.
 
     >>> print(KdError("no technique 'l3' in prune", "did you mean l1?"))
     no technique 'l3' in prune
@@ -21,9 +24,9 @@ class KdError(Exception):
     """
 
     def __init__(self, message: str, *hints: str):
-        super().__init__(message, *hints)
-        self.message = message
-        self.hints = tuple(hint for hint in hints if hint)
+        self.message = printable_lines(message)
+        self.hints = tuple(printable_lines(hint) for hint in hints if hint)
+        super().__init__(self.message, *self.hints)
 
     def __str__(self) -> str:
         return "\n".join([self.message, *(f"  hint: {hint}" for hint in self.hints)])
@@ -37,7 +40,7 @@ class KdError(Exception):
         >>> KdError("the loss is not finite").inside("tune finetune").message
         'tune finetune: the loss is not finite'
         """
-        if title not in self.message:
+        if title not in self.message and title.replace(" ", ".", 1) not in self.message:
             self.message = f"{title}: {self.message}"
             self.args = (self.message, *self.hints)
         return self
@@ -64,15 +67,66 @@ class Cancelled(KdError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known words nearest to `word`, or an empty string.
+    """A hint naming the known words nearest to `word`, or that it begins, or an empty string.
 
-    >>> did_you_mean("chanels", ["channels", "heads"])
-    'did you mean channels?'
+    >>> did_you_mean("chanels", ["channels", "heads"]), did_you_mean("--temp", ["--temperature", "--teacher"])
+    ('did you mean channels?', 'did you mean --temperature?')
     """
+    known = list(known)
     scored = sorted(((_likeness(word, name), name) for name in known), reverse=True)[:2]
     near = [name for likeness, name in scored if likeness >= max(0.6, scored[0][0] - 0.1)]
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    begun = [name for name in sorted(known, key=len) if len(word.strip("-@")) > 1 and name.strip("-@").startswith(word.strip("-@"))]
+    named = list(dict.fromkeys(begun[:MOST_NAMED] or near))
+    return f"did you mean {' or '.join(named)}?" if named else ""
+
+
+MOST_NAMED = 5
+"""Words that a hint names, of those that a word begins."""
 
 
 def _likeness(word: str, name: str) -> float:
     return difflib.SequenceMatcher(None, word.strip("-@"), name.strip("-@")).ratio()
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, end a line, turn the direction of the text, or can't be encoded."""
+
+
+def printable(text: str) -> str:
+    """A text that a file or another person chose, with its control characters and line breaks written as escapes.
+
+    >>> printable("slim\\n!touch"), printable("Größe 1 µs")
+    ('slim\\\\n!touch', 'Größe 1 µs')
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
+
+
+def printable_lines(text: str) -> str:
+    """A text of several lines, in which line breaks stay and all other control characters are escaped.
+
+    >>> printable_lines("a\\nb\\x1b[2J")
+    'a\\nb\\\\x1b[2J'
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlevel = 3
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: Any) -> str:
+    """The `repr` of a value for a message, cut where it is long.
+
+    >>> brief("a" * 10), brief([0] * 9), len(brief("a" * 999))
+    ("'aaaaaaaaaa'", '[0, 0, 0, 0, 0, 0, ...]', 80)
+    """
+    return printable(_BRIEF.repr(value))

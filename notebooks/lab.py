@@ -1,11 +1,11 @@
-"""A real JupyterLab on loopback, and a Chromium that works in it as a person would: for the browser tests and for the README's pictures.
+"""A real JupyterLab on loopback, and a Chromium that controls it as a person would: for the browser tests and the README's pictures.
 
     with serve(folder) as lab, chromium() as browser:
         notebook = Notebook(browser.new_page(), lab)
         notebook.open(lab.write("a.ipynb", "%load_ext kdkit"))
         notebook.run("%kd list prune").output.screenshot(path="list.png")
 
-What the server, the kernels and the browser write goes into a folder that is removed, except notebooks that are saved.
+The server, the kernels and the browser write to a folder that is removed afterwards; only saved notebooks remain.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 PATIENCE = 120
-"""Seconds after which something that should have come is taken not to come; a machine may be busy."""
+"""Timeout in seconds; long, since the machine may be busy."""
 expect.set_options(timeout=1000 * PATIENCE)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -50,26 +50,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-"""Without it Lab asks in a dialog which kernel is meant."""
+"""Without it Lab asks for the kernel in a dialog."""
 
 
 @dataclass(frozen=True)
 class Lab:
-    """A running server: where notebooks are, its address, and the token that it wants."""
+    """A running server: its folder of notebooks, its address, and its token."""
 
     folder: Path
     url: str
     token: str
 
     def write(self, name: str, *sources: str) -> str:
-        """Write a notebook of code cells; give its name."""
+        """Write a notebook of code cells and return its name."""
         cells = [nbformat.v4.new_code_cell(source) for source in sources]
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
         nbformat.write(notebook, self.folder / name)
         return name
 
     def shut_down(self) -> None:
-        """End all kernels; no notebook should be open."""
+        """Shut down all kernels; close open notebooks first."""
         for session in json.loads(self._ask("sessions")):
             self._ask(f"sessions/{session['id']}", "DELETE")
 
@@ -81,7 +81,7 @@ class Lab:
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[Lab]:
-    """JupyterLab on the notebooks of `folder`, with a home of its own; kernels show progress even where it is turned off for the caller."""
+    """Run JupyterLab on the notebooks of `folder`, with its own home folder; kernels show progress even if the caller turned it off."""
     with tempfile.TemporaryDirectory(prefix="kdkit-lab-") as home:
         places = {f"JUPYTER_{name}_DIR": f"{home}/{name.lower()}" for name in ("CONFIG", "DATA", "RUNTIME")}
         places |= {f"JUPYTERLAB_{name}_DIR": f"{home}/{name.lower()}" for name in ("SETTINGS", "WORKSPACES")}
@@ -108,26 +108,26 @@ def serve(folder: Path) -> Iterator[Lab]:
 
 
 def _address(server: subprocess.Popen, runtime: Path, log: Path) -> tuple[str, str]:
-    """The address and the token, once the server answers there."""
+    """The address and the token, as soon as the server responds."""
     patience = time.monotonic() + PATIENCE
     while server.poll() is None and time.monotonic() < patience:
         with contextlib.suppress(OSError, StopIteration, json.JSONDecodeError):
-            told = json.loads(next(runtime.glob("jpserver-*.json")).read_text())
-            url, token = f"http://127.0.0.1:{told['port']}", told["token"]
+            found = json.loads(next(runtime.glob("jpserver-*.json")).read_text())
+            url, token = f"http://127.0.0.1:{found['port']}", found["token"]
             urllib.request.urlopen(f"{url}/api/status?token={token}", timeout=5).close()
             return url, token
         time.sleep(0.1)
-    raise RuntimeError(f"JupyterLab did not start; it says:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"JupyterLab did not start; its log:\n{log.read_text()[-3000:]}")
 
 
 def executable() -> str | None:
-    """Chromium's path, None where it is not installed."""
+    """The path of Chromium, None if it is not installed."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium of the system's; it can reach nothing but this machine."""
+    """Start the system's Chromium without a window; it can only reach this machine."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=list(FLAGS))
         try:
@@ -141,7 +141,7 @@ class Notebook:
 
     Attributes:
         errors: exceptions of the page's scripts.
-        outside: addresses off this machine that the page asked for.
+        outside: addresses on other machines that the page requested.
     """
 
     def __init__(self, page: Page, lab: Lab) -> None:
@@ -153,34 +153,34 @@ class Notebook:
         page.on("request", lambda request: None if request.url.startswith((lab.url, "data:", "blob:")) else self.outside.append(request.url))
 
     def open(self, name: str) -> None:
-        """Open a notebook, as new if it is open, and wait for its kernel."""
+        """Open a notebook, or open it again, and wait for its kernel."""
         self.page.goto(f"{self.lab.url}/lab/tree/{name}?token={self.lab.token}&reset", wait_until="domcontentloaded")
         self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
         self.page.wait_for_function("() => { const at = jupyterapp.shell.currentWidget?.sessionContext; return at?.isReady && at.session?.kernel?.status === 'idle'; }")
 
     def command(self, name: str, **arguments: Any) -> None:
-        """Have Lab do what one of its menus or keys does, and wait until it has."""
+        """Execute one of Lab's commands and wait until it is finished."""
         self.page.evaluate("async ([name, given]) => { await jupyterapp.commands.execute(name, given); }", [name, arguments])
 
     def theme(self, name: str) -> None:
-        """Make Lab "light" or "dark"."""
+        """Choose Lab's theme, "light" or "dark"."""
         if self.page.locator(f"body[data-jp-theme-name='{THEMES[name]}']").count():
             return
         self.command("apputils:change-theme", theme=THEMES[name])
         self.page.locator(f"body[data-jp-theme-name='{THEMES[name]}']").wait_for(state="attached")
-        # it covers the page while styles load
+        # covers the page while styles load
         self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def cell(self, index: int) -> Cell:
-        """The cell at a place, from 0; below 0 from the end."""
+        """The cell at an index; negative numbers count from the end."""
         return Cell(self, index)
 
     def sources(self) -> list[str]:
-        """What stands in the cells."""
+        """The source of each cell."""
         return self.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.sharedModel.getSource())")
 
     def add(self, source: str) -> Cell:
-        """Add a cell at the end and make it the active one, in command mode."""
+        """Add a cell at the end and select it, in command mode."""
         self.page.evaluate(
             """source => {
                 const notebook = jupyterapp.shell.currentWidget.content;
@@ -194,13 +194,13 @@ class Notebook:
         return self.cell(len(self.sources()) - 1)
 
     def start(self, source: str) -> Cell:
-        """Run a cell that is added at the end, without waiting for it."""
+        """Add a cell at the end and run it, without waiting for it."""
         cell = self.add(source)
         cell.start()
         return cell
 
     def run(self, source: str) -> Cell:
-        """Run a cell that is added at the end; it must not fail."""
+        """Add a cell at the end and run it; it must not fail."""
         cell = self.start(source)
         cell.wait()
         if cell.error():
@@ -208,7 +208,7 @@ class Notebook:
         return cell
 
     def fail(self, source: str) -> Cell:
-        """Run a cell that is added at the end; it must fail."""
+        """Add a cell at the end and run it; it must fail."""
         cell = self.start(source)
         cell.wait()
         if not cell.error():
@@ -216,7 +216,7 @@ class Notebook:
         return cell
 
     def ask(self, expression: str) -> str:
-        """The text of a Python expression in this notebook's kernel; no cell, output or history of it is left."""
+        """Evaluate a Python expression in this notebook's kernel and return its repr; leaves no cell, output or history."""
         reply = self.page.evaluate(
             """async expression => {
                 const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -230,7 +230,7 @@ class Notebook:
         return reply["data"]["text/plain"]
 
     def press(self, *keys: str) -> None:
-        """Press keys, one after the other, where the focus is."""
+        """Press keys, one after another, on the focused element."""
         for key in keys:
             self.page.keyboard.press(key)
 
@@ -245,7 +245,7 @@ class Cell:
 
     @property
     def output(self) -> Locator:
-        """All that the cell put out."""
+        """All outputs of the cell."""
         # an Output widget has an output area of its own
         return self.box.locator(".jp-Cell-outputArea")
 
@@ -255,11 +255,11 @@ class Cell:
         return self.box.locator(".jp-InputArea-prompt")
 
     def select(self) -> None:
-        """Make it the active cell, in command mode, the focus on it."""
+        """Make it the active cell, in command mode, and focus it."""
         self.prompt.click()
 
     def activate(self) -> None:
-        """The same without the mouse, which may miss while outputs above change their height."""
+        """The same without the mouse, which may miss the cell while outputs above it change their height."""
         self.notebook.page.evaluate(
             """index => {
                 const notebook = jupyterapp.shell.currentWidget.content;
@@ -275,7 +275,7 @@ class Cell:
         self.box.locator(".cm-content").click()
 
     def interrupt(self) -> None:
-        """Interrupt the kernel with the keys for it."""
+        """Interrupt the kernel by keyboard."""
         self.select()
         self.notebook.press("i", "i")
 
@@ -284,7 +284,7 @@ class Cell:
         self.notebook.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
 
     def error(self) -> str:
-        """The error that the cell ended with, empty where it did not."""
+        """The error of the cell, "" if it succeeded."""
         return self.notebook.page.evaluate(
             """index => {
                 const outputs = jupyterapp.shell.currentWidget.content.widgets.at(index).model.outputs.toJSON();
@@ -294,5 +294,5 @@ class Cell:
         )
 
     def wait(self) -> None:
-        """Until it has run."""
+        """Wait until it has run."""
         expect(self.prompt).to_have_text(re.compile(r"\[\d+\]:"))

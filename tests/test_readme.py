@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdkit.plugins import manager
+from kdkit.plugins.manager import manager
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -19,7 +19,7 @@ def rows() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("technique", [name for name, stage in manager().stages().items() if stage.__module__.startswith("kdkit_")])
-def test_every_technique_stands_in_its_familys_row(technique: str) -> None:
+def test_every_technique_is_in_its_familys_row(technique: str) -> None:
     family, _, name = technique.partition(".")
     assert f"`{name}`" in rows()[family]
 

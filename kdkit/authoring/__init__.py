@@ -1,6 +1,11 @@
-"""Authoring: from a stage in a cell to a package that can be published."""
+"""Authoring: turn a stage of a notebook cell into a package that can be published."""
 
-from kdkit.authoring.package import Package, write
-from kdkit.authoring.source import Source, source_of
+from typing import Any
 
-__all__ = ["Package", "Source", "source_of", "write"]
+from kdkit.lazy import attach
+
+_find, __dir__, __all__ = attach(__name__, {"package": ["Package", "write"], "source": ["Source", "source_of"]})
+
+
+def __getattr__(name: str) -> Any:
+    return _find(name)

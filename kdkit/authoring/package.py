@@ -1,6 +1,6 @@
 """Package: the files of a plugin that can be installed, tested and published.
 
-One module, one test, and what packaging wants. Plain strings: what a reader sees here is what the author gets.
+One module, one test, and the packaging files, as plain strings.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Literal, get_args
 
-from kdkit import __version__
+from kdkit.__version__ import __version__
 from kdkit.authoring.source import Source, grouped
-from kdkit.contract import API, describe
 from kdkit.errors import KdError, did_you_mean
-from kdkit.plugins import manager
+from kdkit.parameters.settings import describe
+from kdkit.plugins.manager import manager
+from kdkit.stages.stage import API
 
 Licence = Literal["MIT", "BSD-3-Clause", "Apache-2.0", "none"]
-"""What others may do with it, by SPDX's names."""
+"""Supported licences, by SPDX identifier."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A plugin to be.
+    """A new plugin.
 
     Attributes:
         name: of the distribution, such as "kdkit-tidy".
-        source: the stage that it offers; a small one to begin with when None.
+        source: the stage that it provides; None for a small example stage.
         licence: see `Licence`.
-        author: whom the licence names.
+        author: the name in the licence.
     """
 
     name: str
@@ -45,14 +46,14 @@ class Package:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
             near = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-            raise KdError(f"{self.name!r} can't be the name of a plugin", "lower-case words with dashes between them, such as kdkit-tidy", did_you_mean(near, [near]))
+            raise KdError(f"{self.name!r} is not a valid name for a plugin", "lower-case words with dashes between them, such as kdkit-tidy", did_you_mean(near, [near]))
         if self.licence not in get_args(Licence):
             raise KdError(f"no licence {self.licence!r}", f"licences: {', '.join(get_args(Licence))}")
         if keyword.iskeyword(self.module) or importlib.util.find_spec(self.module):
-            what = "is a word of Python" if keyword.iskeyword(self.module) else "is there already, and would be hidden or hide yours"
-            raise KdError(f"{self.name!r} can't be the name of a plugin: a module {self.module} {what}", f"choose another, such as {self.name}-mine")
+            what = "is a Python keyword" if keyword.iskeyword(self.module) else "exists already, and one of the two would hide the other"
+            raise KdError(f"{self.name!r} is not a valid name for a plugin: the module name {self.module} {what}", f"choose another name, such as {self.name}-mine")
         if self.entry in {plugin.name for plugin in manager().plugins()}:
-            raise KdError(f"a plugin {self.entry} is installed already", f"choose another name, such as {self.name}-mine", "%kd plugins lists them")
+            raise KdError(f"a plugin {self.entry} is already installed", f"choose another name, such as {self.name}-mine", "%kd plugins lists them")
 
     @property
     def module(self) -> str:
@@ -61,22 +62,22 @@ class Package:
 
     @property
     def entry(self) -> str:
-        """The plugin's name, by which `%kd plugins` knows it, such as "tidy"."""
+        """The plugin's name in `%kd plugins`, such as "tidy"."""
         rest = self.name.removeprefix("kdkit-")
         return rest if rest[0].isalpha() else self.name
 
     @property
     def id(self) -> str:
-        """Of its stage."""
+        """The id of its stage."""
         return self.source.stage.id if self.source else f"prune.{self.entry}"
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """A one-line description."""
         return describe(self.source.stage).rstrip(".") if self.source else "Zero the smallest weights of every layer"
 
     def files(self) -> dict[str, str]:
-        """What stands in it, by path."""
+        """The text of each file, by path."""
         licensed = {"LICENSE": _licence(self.licence, self.author or f"the authors of {self.name}")} if self.licence != "none" else {}
         return {
             "pyproject.toml": self._pyproject(),
@@ -89,7 +90,7 @@ class Package:
 
     def _pyproject(self) -> str:
         needed = [f"kdkit>={__version__}", *(self.source.packages if self.source else [])]
-        said = [
+        fields = [
             f'name = "{self.name}"',
             'version = "0.1.0"',
             f"description = {_quoted(f'{self.summary}: a technique for kdkit')}",
@@ -106,7 +107,7 @@ class Package:
                 'build-backend = "hatchling.build"',
                 "",
                 "[project]",
-                *said,
+                *fields,
                 "",
                 "[project.optional-dependencies]",
                 'test = ["pytest"]',
@@ -122,8 +123,8 @@ class Package:
 
     def _module(self) -> str:
         source = self.source
-        told = self.summary.replace("\\", "\\\\").replace('"', "'")
-        head = f'"""{told}: a technique for kdkit, `%kd {self.id.replace(".", " ", 1)}`."""'
+        title = self.summary.replace("\\", "\\\\").replace('"', "'")
+        head = f'"""{title}: a technique for kdkit, `%kd {self.id.replace(".", " ", 1)}`."""'
         parts = source.parts if source else [_EXAMPLE.format(id=self.id)]
         name = source.name if source else "smallest"
         imports = [*(source.imports if source else ["import kdkit"]), "from kdkit import hookimpl"]
@@ -131,7 +132,7 @@ class Package:
 
     def _test(self) -> str:
         return dedent(f'''\
-            """The technique keeps kdkit's contract: pytest shows each check as a test of its own."""
+            """Conformance with kdkit's stage contract, one test for each check."""
 
             from kdkit.testing import conformance
 
@@ -163,32 +164,32 @@ class Package:
 
 
 def write(package: Package, folder: Path) -> Path:
-    """Write a package's files into a new folder of its name inside `folder`, and return that.
+    """Write the files of a package to a new folder inside `folder`, and return the new folder.
 
     Raises:
-        KdError: something of that name is there, or it can't be written.
+        KdError: the folder exists already, or can't be written.
     """
     target = folder / package.name
     if target.exists():
-        raise KdError(f"{target} is there already", "choose another name, or move it away; nothing is overwritten")
+        raise KdError(f"{target} exists already", "choose another name, or move it away; nothing was overwritten")
     try:
         for path, text in package.files().items():
             file = target / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise KdError(f"{target} can't be written: {error.strerror or error}", "choose another folder with --folder") from error
+        raise KdError(f"can't write {target}: {error.strerror or error}", "choose another folder with --folder") from error
     return target
 
 
 def _quoted(text: str) -> str:
-    """A string as TOML has it."""
+    """A string in TOML syntax."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def _spaced(head: str, parts: list[str]) -> str:
-    """Parts of a module below its head: constants in one block, two blank lines around definitions."""
+    """The parts of a module below its head: constants in one block, two blank lines around definitions."""
     blocks = ["\n".join(block) if plain else "\n\n\n".join(block) for plain, block in groupby(parts, key=lambda part: "\n" not in part)]
     return head + ("\n\n" if "\n" not in parts[0] else "\n\n\n") + "\n\n\n".join(blocks) + "\n"
 
@@ -202,19 +203,19 @@ def smallest(model, context, *, share: float = kdkit.param(0.1, "share of the we
             smallest = weight.abs() <= weight.abs().flatten().kthvalue(max(1, round(share * weight.numel()))).values
             weight.data[smallest] = 0'''
 
-_API = "kdkit_api = {api}  # the number of the contract that this was written for"
+_API = "kdkit_api = {api}  # version of the stage contract that this plugin was written for"
 
 _HOOK = '''\
 @hookimpl
 def kdkit_stages():
-    """What this plugin adds to kdkit."""
+    """The stages that this plugin adds to kdkit."""
     return [{name}]'''
 
 
 def _licence(name: Licence, holder: str) -> str:
     notice = f"Copyright (c) {datetime.date.today().year} {holder}"
     if name == "Apache-2.0":
-        # kdkit's own, which its distribution carries
+        # the text of kdkit's own licence, from its distribution
         text = importlib.metadata.distribution("kdkit").read_text("licenses/LICENSE") or "Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
         return f"{notice}\n\n{text}"
     return {"MIT": _MIT, "BSD-3-Clause": _BSD}[name].format(notice=notice)

@@ -17,19 +17,19 @@ from itertools import groupby
 from types import CodeType, ModuleType, UnionType
 from typing import Any
 
-from kdkit.contract import Stage
 from kdkit.errors import KdError
+from kdkit.stages.stage import Stage
 
 
 @dataclass
 class Source:
-    """The text that a stage needs.
+    """The source code of a stage.
 
     Attributes:
-        stage: whose it is.
-        name: by which the stage is defined in it.
+        stage: the stage.
+        name: the name of the stage in the code.
         imports: import statements, one name each.
-        parts: constants, functions and classes in the order in which they must stand, the stage last.
+        parts: constants, functions and classes in order of definition, the stage last.
     """
 
     stage: type[Stage]
@@ -39,17 +39,17 @@ class Source:
 
     @property
     def packages(self) -> list[str]:
-        """Distributions that the imports come from, kdkit and the standard library aside."""
+        """The distributions that the code imports, except kdkit and the standard library."""
         tops = {name.partition(".")[0] for line in self.imports for name in _modules(line)} - {"kdkit", *sys.stdlib_module_names}
         homes = importlib.metadata.packages_distributions()
         return sorted({homes.get(top, [top])[0] for top in tops})
 
 
 def source_of(stage: type[Stage]) -> Source:
-    """What the module of a stage must hold, taken from the cells (or the loose module) where it was written.
+    """The source code of a stage, collected from the cells (or the module) where it was defined.
 
     Raises:
-        KdError: the stage is not written there at the top level, or uses an object that no module can hold.
+        KdError: the stage is not defined at the top level, or uses an object that can't be written as code.
     """
     written = _written(stage)
     gathering = _Gathering(stage.id.replace(".", " ", 1), written.__module__)
@@ -58,12 +58,12 @@ def source_of(stage: type[Stage]) -> Source:
 
 
 def _written(value: Any) -> Any:
-    """What stands in the source: of a stage that was made of a function, the function."""
+    """The object in the source: for a stage made from a function, the function."""
     return vars(value).get("source", value) if isinstance(value, type) and issubclass(value, Stage) else value
 
 
 class _Gathering:
-    """What was found so far, and where to look."""
+    """The parts found so far, and the namespace to search."""
 
     def __init__(self, title: str, module: str):
         self.title, self.module = title, module
@@ -73,7 +73,7 @@ class _Gathering:
         self._taken: set[str] = set()
 
     def take(self, name: str, value: Any) -> None:
-        """Bring in what `name` stands for, and before it what that uses."""
+        """Add the definition of `name`, after everything that it uses."""
         if name in self._taken:
             return
         self._taken.add(name)
@@ -85,7 +85,7 @@ class _Gathering:
             self._import(name, value)
 
     def _is_defined_here(self, value: Any) -> bool:
-        """Whether a value is a function or class of this module, or an alias of a type, which belongs to none."""
+        """Whether a value is a function or class of this module, or a type alias, which has no module."""
         return hasattr(value, "__origin__") or isinstance(value, UnionType) or (hasattr(value, "__name__") and getattr(value, "__module__", None) == self.module)
 
     def _define(self, name: str, value: Any) -> None:
@@ -106,7 +106,7 @@ class _Gathering:
                 first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
                 if _defines(node, name) and (within is None or first <= within <= (node.end_lineno or first)):
                     return "".join(lines[first - 1 : node.end_lineno]).rstrip()
-        raise KdError(f"{self.title}: the source of {name} is not at hand", "write it under that name at the top level of a cell, run that cell, and try again")
+        raise KdError(f"{self.title}: the source of {name} was not found", "define it with this name at the top level of a cell, run the cell, and try again")
 
     def _import(self, name: str, value: Any) -> None:
         written = next((line for lines in _texts(self.module) for line in reversed(list(_imports_of(name, lines)))), None)
@@ -114,13 +114,13 @@ class _Gathering:
         if statement is None:
             raise KdError(
                 f"{self.title} uses {name}, a {type(value).__name__} of this notebook, which a module can't hold",
-                f"make it inside the stage, or let the session hold it: {name}: str = kdkit.param({name!r}, 'what it is', refers='object')",
+                f"create it inside the stage, or pass it through the session: {name}: str = kdkit.param({name!r}, 'what it is', names='object')",
             )
         self.imports[statement] = None
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value's repr makes it again, in a few lines."""
+    """Whether a value's repr is valid code for it, and short."""
     try:
         return isinstance(value, _PLAIN) and len(repr(value)) < 2000 and type(ast.literal_eval(repr(value))) is type(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -137,7 +137,7 @@ def _defines(node: ast.stmt, name: str) -> bool:
 
 
 def _globals(text: str) -> set[str]:
-    """The names that a definition takes from outside."""
+    """The global names that a definition uses."""
     tables, found = [symtable.symtable(text, "<stage>", "exec")], set()
     while tables:
         table = tables.pop()
@@ -148,7 +148,7 @@ def _globals(text: str) -> set[str]:
 
 
 def _where_written(value: Any, module: str) -> Iterator[tuple[list[str], int | None]]:
-    """Texts in which a definition stands, each with a line of it: where its own code is; for what has no code, all cells, the latest first."""
+    """Texts that contain a definition, each with the line of its code; for an object without code all cells, the latest first."""
     codes = [code for each in (vars(value).values() if isinstance(value, type) else [value]) if (code := _code(each)) is not None]
     yield from ((linecache.getlines(code.co_filename), code.co_firstlineno) for code in codes)
     if not codes:
@@ -162,7 +162,7 @@ def _code(value: Any) -> CodeType | None:
 def _texts(module: str) -> Iterator[list[str]]:
     """The lines of a module's file; of the notebook, those of each cell that was run, the latest first.
 
-    Cells are what `linecache` was handed without a file's time; IPython puts them there for its tracebacks.
+    Cells are the entries of `linecache` without a modification time; IPython adds them for its tracebacks.
     """
     if module == "__main__":
         yield from (entry[2] for entry in reversed(list(linecache.cache.values())) if len(entry) == 4 and entry[1] is None)
@@ -189,7 +189,7 @@ def _imports_of(name: str, lines: list[str]) -> Iterator[str]:
 
 
 def _import_of(name: str, value: Any) -> str | None:
-    """An import statement that binds a name to a value which can be had from a module."""
+    """An import statement that binds a name to a value, None if no module exports the value."""
     if isinstance(value, ModuleType):
         return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
     home, own = getattr(value, "__module__", None), getattr(value, "__qualname__", name)
@@ -204,7 +204,7 @@ def _modules(statement: str) -> list[str]:
 
 
 def grouped(statements: Iterable[str]) -> str:
-    """Import statements as isort has them: __future__, the standard library, third parties; one statement a module.
+    """Import statements sorted like isort: __future__, the standard library, third parties; one statement for each module.
 
     >>> print(grouped(["from torch import nn", "import math", "from torch import Tensor", "import torch"]))
     import math

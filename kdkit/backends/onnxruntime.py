@@ -1,4 +1,4 @@
-"""onnxruntime: models in ONNX, and the backend that runs the 8-bit ones."""
+"""The backend that runs 8-bit models in onnxruntime."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from kdkit.backends import Backend
-from kdkit.backends.export import to_onnx
-from kdkit.backends.onnx_model import OnnxModel, open_session
+from kdkit.backends.base import Backend
+from kdkit.backends.onnx.export import to_onnx
+from kdkit.backends.onnx.model import OnnxModel, open_session
 from kdkit.data import Batch
 from kdkit.errors import KdError
 
@@ -21,13 +21,13 @@ class Int8Backend(Backend):
     """Run 8-bit models in onnxruntime, on the CPU.
 
     >>> print(Int8Backend().refuses(nn.Linear(2, 2)))
-    it holds no 8-bit weights; quantize first: %kd quantize static (convolutions) or %kd quantize dynamic (transformers)
+    it has no 8-bit weights; quantize first: %kd quantize static (convolutions) or %kd quantize dynamic (transformers)
     """
 
     name = "int8"
 
     def unavailable(self) -> str:
-        """Why onnxruntime can't be used."""
+        """Why onnxruntime can't be imported; empty if it can."""
         try:
             import onnxruntime  # noqa: F401
         except ImportError as error:
@@ -35,14 +35,14 @@ class Int8Backend(Backend):
         return ""
 
     def refuses(self, model: nn.Module) -> str:
-        """Only graphs that hold 8-bit weights run here."""
+        """Refuse models other than ONNX graphs with 8-bit weights."""
         if isinstance(model, OnnxModel) and model.packed:
             return ""
-        return "it holds no 8-bit weights; quantize first: %kd quantize static (convolutions) or %kd quantize dynamic (transformers)"
+        return "it has no 8-bit weights; quantize first: %kd quantize static (convolutions) or %kd quantize dynamic (transformers)"
 
     @contextlib.contextmanager
     def runner(self, model: nn.Module) -> Iterator[Callable[[Batch], Any]]:
-        """Run the graph; its session is closed at the end."""
+        """Run the graph; close its session at the end."""
         for reason in (self.unavailable(), self.refuses(model)):
             if reason:
                 raise KdError(f"backend int8: {reason}")

@@ -1,6 +1,6 @@
 """Backends on torch: the CPU in fp32 and bf16, and CUDA.
 
-Each but the plain CPU runs a copy: the version that is measured stays where and as it is.
+All except the plain CPU run a copy, so the measured version does not change.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.backends import Backend
-from kdkit.contract import Trait
+from kdkit.backends.base import Backend
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.models import evaluating, traits_of
+from kdkit.models.evaluation import evaluating
+from kdkit.models.traits import Trait, traits_of
 
 
 class TorchBackend(Backend):
     """Run a model in torch.
 
     Args:
-        name: as the user says it.
+        name: the name in options.
         device: "cpu", "cuda", "mps", ...
-        dtype: of weights and arithmetic, such as "bfloat16"; None leaves them as they are. Outputs come back as float32.
+        dtype: dtype of weights and arithmetic, such as "bfloat16"; None: unchanged. Half-precision outputs are returned as float32.
 
     >>> with TorchBackend("cpu-bf16", dtype="bfloat16").runner(nn.Linear(3, 2)) as call:
     ...     call(Batch((torch.zeros(4, 3),))).dtype
@@ -38,7 +38,7 @@ class TorchBackend(Backend):
         self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
 
     def unavailable(self) -> str:
-        """Why the device is not here."""
+        """Why the device is unavailable; empty if it is available."""
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             return f"torch {torch.__version__} was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device on this machine"
         if self.device == "mps" and not torch.backends.mps.is_available():
@@ -46,17 +46,17 @@ class TorchBackend(Backend):
         return ""
 
     def refuses(self, model: nn.Module) -> str:
-        """onnxruntime versions run on the CPU, as they are; packed weights can't be cast."""
+        """Refuse onnxruntime versions except on the plain CPU, and packed weights if they would have to be cast."""
         traits = traits_of(model)
         if Trait.ONNX in traits and (self.device != "cpu" or self.dtype is not None):
-            return "an onnxruntime version runs on the CPU as it is: measure it on cpu or int8"
+            return "an onnxruntime version runs on the CPU only, without a cast: measure it on cpu or int8"
         if Trait.PACKED_WEIGHTS in traits and self.dtype is not None:
             return f"its weights are packed and can't be cast to {self.dtype}: measure it on cpu"
         return ""
 
     @contextlib.contextmanager
     def runner(self, model: nn.Module) -> Iterator[Callable[[Batch], Any]]:
-        """Run the model itself on the plain CPU, else a copy of it."""
+        """Run the model itself on the plain CPU, otherwise a copy."""
         for reason in (self.unavailable(), self.refuses(model)):
             if reason:
                 raise KdError(f"backend {self.name}: {reason}")
@@ -66,7 +66,7 @@ class TorchBackend(Backend):
                 yield lambda batch: _each(self._input(batch).call(running), _home)
             finally:
                 if Trait.ONNX in traits_of(running):
-                    running.close()  # type: ignore[operator]  # an OnnxModel, whose threads would disturb what is measured next
+                    running.close()  # type: ignore[operator]  # an OnnxModel, whose threads would disturb the next measurement
 
     def _input(self, batch: Batch) -> Batch:
         there = Batch(batch.args, batch.kwargs).to(self.device)
@@ -84,7 +84,7 @@ def _home(tensor: Tensor) -> Tensor:
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor changed; mappings (HF outputs too) and tuples are rebuilt, other things left."""
+    """Apply `change` to every tensor in nested mappings (including HF outputs), tuples and lists; other values stay."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):

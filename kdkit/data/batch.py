@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from kdkit.errors import KdError
 
 LABEL_KEYS = ("labels", "label", "label_ids", "target", "targets", "y")
 """Keys under which dict batches carry their labels; the first that is there counts."""
+
+
+PICTURES = "make tensors of them, scaled as in the model's training: transform=torchvision.transforms.ToTensor(), or numpy.asarray(image).transpose(2, 0, 1) / 255"
+"""A hint for pictures of PIL."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Batch:
         args: positional inputs, tensors of shape (batch, ...).
         kwargs: inputs by name, as HF models take them.
         labels: (batch, ...), a tuple of such, or None.
-        numbers: (batch,) int64, of the items within their data set, the same in every pass; None where that is not known.
+        numbers: (batch,) int64, indices of the items within their data set, the same in every pass; None where they are unknown.
+        fields: text and ids, one an item, such as "prompt" and "completion"; the model is called without them.
 
     >>> Batch((torch.zeros(4, 3),), labels=torch.zeros(4)).size
     4
@@ -34,6 +41,7 @@ class Batch:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: Any = None
     numbers: Tensor | None = None
+    fields: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -49,11 +57,17 @@ class Batch:
         """The same batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def clone(self) -> Batch:
+        """A copy whose tensors may be changed in place."""
+        return self._map(Tensor.clone)
+
     def __getitem__(self, items: slice | Tensor) -> Batch:
         """Some of its items: a slice, or their numbers."""
         if isinstance(items, Tensor) and not items.is_floating_point() and items.dtype != torch.bool:
-            return self._map(lambda tensor: tensor.index_select(0, items.to(tensor.device)))
-        return self._map(lambda tensor: tensor[items])
+            chosen = self._map(lambda tensor: tensor.index_select(0, items.to(tensor.device)))
+        else:
+            chosen = self._map(lambda tensor: tensor[items])
+        return replace(chosen, fields=_chosen_fields(self.fields, items)) if self.fields else chosen
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         def each(item: Any) -> Any:
@@ -61,7 +75,7 @@ class Batch:
                 return tuple(map(each, item))
             return change(item) if isinstance(item, Tensor) else item
 
-        return Batch(each(self.args), {key: each(item) for key, item in self.kwargs.items()}, each(self.labels), each(self.numbers))
+        return Batch(each(self.args), {key: each(item) for key, item in self.kwargs.items()}, each(self.labels), each(self.numbers), self.fields)
 
     def call(self, model: Callable) -> Any:
         """What `model` gives for it."""
@@ -70,6 +84,13 @@ class Batch:
     def __str__(self) -> str:
         inputs = [_shape(item) for item in self.args] + [f"{key} {_shape(item)}" for key, item in self.kwargs.items()]
         return ", ".join(inputs) + (f"; labels {_shape(self.labels)}" if self.labels is not None else "; no labels")
+
+
+def _chosen_fields(fields: Mapping[str, Sequence[str]], items: slice | Tensor) -> dict[str, Sequence[str]]:
+    if isinstance(items, slice):
+        return {name: values[items] for name, values in fields.items()}
+    numbers = items.nonzero().flatten().tolist() if items.dtype == torch.bool else items.tolist()
+    return {name: [values[number] for number in numbers] for name, values in fields.items()}
 
 
 def _shape(item: Any) -> str:
@@ -85,12 +106,13 @@ def as_batch(obj: Any) -> Batch:
     `x`, `(x,)`               inputs without labels
     `(x, y)`                  inputs and labels; `x` may be a tensor, a tuple of tensors or a dict; `y` may be None
     `(x1, x2, ..., y)`        the last one is the labels; without labels write `((x1, x2), None)`
+    `(x, y, paths)`           parts of text beside inputs and labels, such as file names, become the batch's `fields`
     `{"name": x, ...}`        inputs by name; the first of `LABEL_KEYS` that it has is the labels
     ========================  ===========================================================================================
 
     Arrays and lists of numbers become tensors, float64 becomes float32 (models are float32), integer labels become int64.
-    uint8 inputs stay: how images are scaled belongs to the model's training, and the kit does not guess it. Text is left
-    out of dicts that hold numbers too.
+    uint8 inputs stay: how images are scaled belongs to the model's training, and the kit does not guess it. Lists of strings
+    beside numbers in a dict become the batch's `fields`.
 
     Raises:
         KdError: it is none of these; or its parts differ in length.
@@ -100,12 +122,25 @@ def as_batch(obj: Any) -> Batch:
     >>> sorted(as_batch({"input_ids": torch.ones(2, 3), "labels": torch.ones(2)}).kwargs)
     ['input_ids']
     """
+    obj, fields = _without_text(obj)
     inputs, labels = _parted(obj)
     batch = _of_inputs(inputs)
+    batch = replace(batch, fields={**batch.fields, **fields}) if fields else batch
     if labels is not None:
         batch = replace(batch, labels=as_labels(labels))
     _check_lengths(batch)
     return batch
+
+
+def _without_text(obj: Any) -> tuple[Any, dict[str, list[str]]]:
+    """A tuple's parts without those of text, such as file names, if inputs and labels remain; and these parts by name."""
+    if isinstance(obj, Batch) or not _is_parts(obj):
+        return obj, {}
+    named = [isinstance(part, list | tuple) and bool(part) and all(isinstance(each, str | PurePath) for each in part) for part in obj]
+    if not any(named) or len(obj) - sum(named) < 2:
+        return obj, {}
+    rest = tuple(part for part, text in zip(obj, named, strict=True) if not text)
+    return rest, {f"text{number}": [str(each) for each in part] for number, part in enumerate(obj) if named[number]}
 
 
 def _parted(obj: Any) -> tuple[Any, Any]:
@@ -113,7 +148,7 @@ def _parted(obj: Any) -> tuple[Any, Any]:
     if isinstance(obj, Batch) or not _is_parts(obj):
         return obj, None
     *inputs, labels = obj if len(obj) > 1 else (obj[0], None)
-    return inputs[0] if len(inputs) == 1 else tuple(inputs), labels
+    return _stacked_pictures(inputs[0], labels) if len(inputs) == 1 else tuple(inputs), labels
 
 
 def _is_parts(obj: Any) -> bool:
@@ -131,9 +166,14 @@ def _of_inputs(inputs: Any) -> Batch:
     if isinstance(inputs, Mapping):
         key = next((key for key in LABEL_KEYS if key in inputs), None)
         named = {str(name): as_tensor(item, str(name)) for name, item in inputs.items() if name != key and not _is_text(item)}
-        return Batch((), named, None if key is None else as_labels(inputs[key]))
+        fields = {str(name): list(item) for name, item in inputs.items() if name != key and isinstance(item, list | tuple) and item and _is_strings(item)}
+        return Batch((), named, None if key is None else as_labels(inputs[key]), fields=fields)
     parts = inputs if _is_parts(inputs) else (inputs,)
     return Batch(tuple(as_tensor(part, "the inputs") for part in parts))
+
+
+def _is_strings(item: Sequence) -> bool:
+    return all(isinstance(each, str) for each in item)
 
 
 def _is_text(item: Any) -> bool:
@@ -144,8 +184,12 @@ def _is_text(item: Any) -> bool:
     return isinstance(item, numpy.ndarray) and (item.dtype.kind in "SU" or (item.dtype.kind == "O" and bool(item.size) and all(map(_is_text, item.flat))))
 
 
-def as_tensor(item: Any, where: str) -> Tensor:
+def as_tensor(item: Any, where: str, remedy: str = "pad them to one length") -> Tensor:
     """A tensor of what holds numbers; float64 becomes float32.
+
+    Args:
+        where: begins an error's message.
+        remedy: a hint for rows of different lengths.
 
     Raises:
         KdError: it holds no numbers, or rows of different lengths; `where` begins the message.
@@ -155,16 +199,23 @@ def as_tensor(item: Any, where: str) -> Tensor:
     """
     if type(item).__module__.partition(".")[0] == "pandas":
         item = item.to_numpy()
+    if item is None or (isinstance(item, list | tuple) and item and all(each is None for each in item)):
+        raise KdError(f"{where}: None, not numbers", "for inputs without labels give x, or (x, None)")
     if _is_text(item):
-        raise KdError(f"{where}: text, not numbers", "tokenize text, and encode names as numbers, before handing it over")
+        raise KdError(f"{where}: text, not numbers", "encode names as numbers; to train on text, pass a list of strings and %kd set --tokenizer {tokenizer}")
+    picture = next((each for each in (item if isinstance(item, list | tuple) else [item]) if type(each).__module__.startswith("PIL.")), None)
+    if picture is not None:
+        raise KdError(f"{where}: {'pictures' if picture is not item else 'a picture'} of PIL, not numbers", PICTURES)
     if isinstance(item, list | tuple):
-        item = _rectangle(item, where)
+        item = _rectangle(item, where, remedy)
     if isinstance(item, numpy.ndarray | numpy.generic):
         item = _from_numpy(numpy.asarray(item), where)
     if isinstance(item, bool | int | float):
         item = torch.tensor(item)
     if not isinstance(item, Tensor):
         raise KdError(f"{where}: {type(item).__name__} holds no numbers", "give tensors, arrays or lists of numbers")
+    if item.layout != torch.strided:
+        raise KdError(f"{where}: a sparse tensor", "kdkit takes dense tensors: x.to_dense()")
     return item.float() if item.dtype == torch.float64 else item
 
 
@@ -174,10 +225,42 @@ def as_labels(item: Any) -> Any:
     >>> as_labels(numpy.array([True, False]))
     tensor([1, 0])
     """
-    if isinstance(item, tuple) and item and not isinstance(item[0], bool | int | float | str):
+    if isinstance(item, tuple) and item and not isinstance(item[0], bool | int | float | str | Mapping):
         return tuple(map(as_labels, item))
+    if isinstance(item, list | tuple) and item and all(isinstance(each, Mapping) for each in item):
+        return _boxes(item)
     labels = as_tensor(item, "the labels")
     return labels if labels.is_floating_point() else labels.long()
+
+
+def _boxes(items: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The class and the box of each object, (batch, objects, 5), filled up with class -100.
+
+    >>> _boxes([{"boxes": [[0.0, 0.0, 1.0, 2.0]], "labels": [3]}, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}])[:, 0, 0]
+    tensor([   3., -100.])
+    """
+    rows = []
+    for item in items:
+        classes = next((item[name] for name in ("class_labels", "labels") if name in item), None)
+        if classes is None or "boxes" not in item:
+            raise KdError(f"the labels: mappings of {', '.join(map(str, item))}", 'give for each item a mapping with "boxes" (n, 4) and "labels" (n,)')
+        boxes, classes = as_tensor(item["boxes"], "boxes").float().reshape(-1, 4), as_tensor(classes, "labels of boxes").float().flatten()
+        if len(boxes) != len(classes):
+            raise KdError(f"the labels: {len(boxes)} boxes and {len(classes)} classes of an item", "give one class for each box")
+        rows.append(torch.cat([classes[:, None], boxes], 1))
+    filled = torch.full((len(rows), max(1, *map(len, rows)), 5), 0.0)
+    filled[..., 0] = -100.0
+    for number, row in enumerate(rows):
+        filled[number, : len(row)] = row
+    return filled
+
+
+def _stacked_pictures(inputs: Any, labels: Any) -> Any:
+    """Pictures of a detection batch, a list with one of each item, as one tensor."""
+    listed = isinstance(labels, list | tuple) and bool(labels) and all(isinstance(each, Mapping) for each in labels)
+    if not listed or not isinstance(inputs, list | tuple) or len(inputs) != len(labels):
+        return inputs
+    return as_tensor(list(inputs), "the pictures", "pad or resize them, and their boxes, to one size")
 
 
 def _from_numpy(array: numpy.ndarray, where: str) -> Tensor:
@@ -189,17 +272,17 @@ def _from_numpy(array: numpy.ndarray, where: str) -> Tensor:
     return torch.from_numpy(native if native.flags.writeable and min(native.strides, default=0) >= 0 else native.copy())
 
 
-def _rectangle(rows: Sequence, where: str) -> Tensor | numpy.ndarray:
+def _rectangle(rows: Sequence, where: str, remedy: str) -> Tensor | numpy.ndarray:
     if rows and all(isinstance(row, Tensor) for row in rows):
         shapes = sorted({tuple(row.shape) for row in rows})
         if len(shapes) > 1:
-            raise KdError(f"{where}: items of different shapes, {shapes[0]} and {shapes[-1]}", "pad them to one length")
+            raise KdError(f"{where}: items of different shapes, {shapes[0]} and {shapes[-1]}", remedy)
         return torch.stack(list(rows))
     try:
         return numpy.array(rows)
     except ValueError as error:
         lengths = sorted({len(row) for row in rows if hasattr(row, "__len__")}) or [0]
-        raise KdError(f"{where}: rows of different lengths, {lengths[0]} to {lengths[-1]}", "pad them to one length") from error
+        raise KdError(f"{where}: rows of different lengths, {lengths[0]} to {lengths[-1]}", remedy) from error
 
 
 def _check_lengths(batch: Batch) -> None:
@@ -210,8 +293,26 @@ def _check_lengths(batch: Batch) -> None:
             "a batch without inputs" if not inputs else f"{flat} is a single number, not a batch", "give batches: (x, y) with one entry an item, or dicts of tensors"
         )
     labels = batch.labels if isinstance(batch.labels, tuple) else () if batch.labels is None else (batch.labels,)
-    counts = {name: len(item) for name, item in inputs.items()} | {f"labels{index or ''}": len(item) if item.ndim else 0 for index, item in enumerate(labels)}
+    counts = {name: len(item) for name, item in (inputs | dict(batch.fields)).items()}
+    counts |= {f"labels{index or ''}": len(item) if item.ndim else 0 for index, item in enumerate(labels)}
     if len(set(counts.values())) > 1:
         raise KdError(
             f"parts of different lengths: {', '.join(f'{name} {count}' for name, count in counts.items())}", "every input and the labels need one entry an item"
         )
+
+
+def resize(batch: Batch, size: int) -> Batch:
+    """A batch of `size` items, made of a batch's items, taken again from the first where there are too few.
+
+    >>> resize(Batch((torch.tensor([1, 2, 3]),)), 5).args
+    (tensor([1, 2, 3, 1, 2]),)
+    """
+    have = batch.size
+    chosen = torch.arange(size) % have
+
+    def each(item: Any) -> Any:
+        of_items = isinstance(item, torch.Tensor) and item.dim() > 0 and len(item) == have
+        return item[chosen.to(item.device)] if of_items else item
+
+    fields = _chosen_fields(batch.fields, chosen) if batch.fields else {}
+    return Batch(tree_map(each, batch.args), tree_map(each, dict(batch.kwargs)), tree_map(each, batch.labels), each(batch.numbers), fields)

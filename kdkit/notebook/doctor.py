@@ -1,4 +1,4 @@
-"""The doctor: what is installed, what the machine can do, what is broken, and what to do about it."""
+"""The doctor: installed packages, features of the machine, problems, and how to fix them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import platform
 import re
 from typing import TYPE_CHECKING
 
-from kdkit.notebook.page import Page
-from kdkit.plugins import manager
-from kdkit.table import Table, volatile
+from kdkit.display.page import Page
+from kdkit.display.table import Table, volatile
+from kdkit.plugins.manager import manager
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 
 def examine(shell: InteractiveShell) -> Page:
-    """The page of findings."""
+    """Check plugins, widgets, cancellation, int8 and CUDA, and list the installed versions."""
     versions = [
         ["Python", volatile(platform.python_version()), ""],
         *([name, volatile(_version(name)), "" if _version(name) else f"pip install {name}"] for name in distributions()),
@@ -27,13 +27,13 @@ def examine(shell: InteractiveShell) -> Page:
 
 
 def _findings(what: str, found: str, rows: list[list[str]]) -> Table:
-    """A table whose last column, what to do, stands there only where something is to be done."""
+    """A table with a column "what to do", left out if there is nothing to do."""
     width = 3 if any(row[2] for row in rows) else 2
     return Table([what, found, "what to do"][:width], [row[:width] for row in rows])
 
 
 def distributions() -> list[str]:
-    """kdkit and what it stands on, by the names in its metadata.
+    """kdkit and its dependencies, by distribution name.
 
     >>> {"kdkit", "torch", "pluggy"} <= set(distributions())
     True
@@ -51,7 +51,7 @@ def _version(name: str) -> str:
 
 def _plugins() -> list[list[str]]:
     broken = [
-        [f"plugin {each.source}", f"{each.status}: {each.reason}", f"update or uninstall {each.distribution or each.name}; %kd plugins block {each.name} hides it"]
+        [f"plugin {each.source}", f"{each.status}: {each.reason}", f"update or uninstall {each.distribution or each.name}; or hide it: %kd plugins block {each.name}"]
         for each in manager().problems
     ]
     return broken or [["plugins", f"{sum(each.status == 'ok' for each in manager().plugins())} work", ""]]
@@ -59,7 +59,7 @@ def _plugins() -> list[list[str]]:
 
 def _widgets(shell: InteractiveShell) -> list[str]:
     if getattr(shell, "kernel", None) is None:
-        return ["widgets", "no kernel: a terminal or plain Python", "progress is a line of text"]
+        return ["widgets", "no kernel: a terminal or plain Python", "progress is shown as a line of text"]
     if importlib.util.find_spec("ipywidgets") is None:
         return ["widgets", "ipywidgets is not installed", "pip install ipywidgets, then restart the kernel"]
     return ["widgets", volatile(f"ipywidgets {_version('ipywidgets')}"), ""]
@@ -69,10 +69,10 @@ def _cancelling(shell: InteractiveShell) -> list[str]:
     if getattr(shell, "kernel", None) is None:
         return ["stopping a stage", "Ctrl-C", ""]
     version = tuple(int(part) for part in re.findall(r"\d+", _version("ipykernel"))[:2])
-    # comms are handled on a thread of their own in these alone; later ones route them back to the busy shell
+    # only these versions handle comms in a separate thread; later ones route them back to the busy shell
     if (7, 0) <= version < (7, 4):
         return ["stopping a stage", volatile("the interrupt button; buttons of widgets work during a cell"), ""]
-    return ["stopping a stage", volatile("the interrupt button; buttons of widgets wait until the cell has ended"), ""]
+    return ["stopping a stage", volatile("the interrupt button; buttons of widgets wait until the cell ends"), ""]
 
 
 def _int8() -> list[str]:
@@ -80,8 +80,8 @@ def _int8() -> list[str]:
 
     capability = torch.backends.cpu.get_cpu_capability()
     fast = _has_vnni()
-    found = "unknown" if fast is None else "8-bit dot products (VNNI or the like)" if fast else "no 8-bit dot products"
-    return ["int8 on this CPU", volatile(f"{capability}: {found}"), volatile("" if fast else "int8 saves memory; expect less speed, and weights of reduced range")]
+    found = "unknown" if fast is None else "8-bit dot products (VNNI or similar)" if fast else "no 8-bit dot products"
+    return ["int8 on this CPU", volatile(f"{capability}: {found}"), volatile("" if fast else "int8 saves memory, but may be slow; weights use a reduced range")]
 
 
 def _has_vnni() -> bool | None:
@@ -98,5 +98,5 @@ def _cuda() -> list[str]:
 
     if torch.cuda.is_available():
         return ["CUDA", volatile(f"{torch.cuda.get_device_name()}, torch for CUDA {torch.version.cuda}"), volatile("%kd set --backend cuda")]
-    reason = "torch was built without it" if torch.version.cuda is None else "no device, or no driver that fits"
+    reason = "torch was built without it" if torch.version.cuda is None else "no device, or no matching driver"
     return ["CUDA", volatile(f"not usable: {reason}"), ""]

@@ -1,4 +1,4 @@
-"""The magics themselves: thin, so that `%load_ext kdkit` is instant."""
+"""The magics `%kd` and `%%kd`. This module is thin, so that `%load_ext kdkit` is fast."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from traitlets import Bool, observe
 class KdMagics(Magics):
     """Settings of `%kd`: `%config KdMagics.quiet = True`."""
 
-    stable = Bool(False, help="Show figures that differ from run to run (times, paths) as '…', so that notebooks compare.").tag(config=True)
+    stable = Bool(False, help="Show values that differ from run to run (times, paths) as '…', so that notebook outputs can be compared.").tag(config=True)
     quiet = Bool(False, help="Show no progress.").tag(config=True)
-    debug = Bool(False, help="Show errors with their whole traceback.").tag(config=True)
+    debug = Bool(False, help="Show errors with their full traceback.").tag(config=True)
     matcher: Any = None
 
     @no_var_expand
@@ -23,10 +23,11 @@ class KdMagics(Magics):
     @line_cell_magic
     def kd(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
         """Make a model smaller and faster: %kd help."""
-        from kdkit.notebook import desk_of
+        from kdkit.notebook.dispatch import execute
+        from kdkit.notebook.workspace import workspace_of
 
         assert self.shell is not None
-        return desk_of(self.shell).execute(line, cell, local_ns or {}, quiet=self.quiet, debug=self.debug)
+        return execute(workspace_of(self.shell), line, cell, local_ns or {}, quiet=self.quiet, debug=self.debug)
 
     @observe("stable")
     def _set_stable(self, change: dict[str, Any]) -> None:
@@ -34,10 +35,11 @@ class KdMagics(Magics):
 
 
 def _reference() -> str:
-    from kdkit.notebook.help import overview
+    import kdkit.notebook.verbs  # noqa: F401 - declares the verbs
+    from kdkit.notebook.help_pages import overview
 
     return f"{overview()!r}\n"
 
 
-# what `%kd?` asks for; written from the verbs' declarations when it is asked, since they are not loaded before
+# the docstring of `%kd?` is written when it is asked for, as the verbs are not loaded before
 KdMagics.kd.getdoc = _reference  # type: ignore[union-attr]

@@ -9,24 +9,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdkit.table import number
+from kdkit import training
+from kdkit.display.table import number
+from kdkit.errors import printable
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from kdkit.context import Progress
+    from kdkit.stages.context import Progress
 
 EVERY = 0.2
-"""Seconds between two updates of the display; more often is a burden to the browser."""
+"""Seconds between two updates of the display; more updates would slow the browser down."""
 REDRAW = 1.0
-"""Seconds between two pictures of the curves, at least."""
-SPARED = 100
-"""How many times as long as a picture took to draw it stays, at least; so drawing takes a hundredth of the time at most."""
+"""Minimum seconds between two charts of the curves."""
+DRAWING_PAUSE = 100
+"""A chart stays at least this many times as long as it took to draw, so drawing takes at most 1 % of the time."""
 
 
 @contextlib.contextmanager
 def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
-    """Show progress while the block runs; gives what is to be called with it, or None where nothing is shown."""
+    """Show progress during the block; yields the progress callback, or None where nothing is shown."""
     view = None if quiet or os.environ.get("KDKIT_STABLE") == "1" else _view(shell)
     if view is None:
         yield None
@@ -34,8 +36,8 @@ def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Pr
     clock = Clock()
 
     def observe(progress: Progress) -> None:
-        view.hear(progress)
-        text = clock.tell(progress)
+        view.add(progress)
+        text = clock.describe(progress)
         if text:
             view.show(progress, text)
 
@@ -59,19 +61,19 @@ def _view(shell: InteractiveShell) -> Bar | Line | None:
 
 
 class Clock:
-    """Turns progress into words, not more often than `EVERY`, and foretells when a stage ends."""
+    """Describes progress as text, at most once in `EVERY` seconds, with the predicted time left."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._stage, self._began, self._told = now, "", 0.0, float("-inf")
+        self._now, self._stage, self._began, self._shown = now, "", 0.0, float("-inf")
 
-    def tell(self, progress: Progress) -> str:
-        """The line for one progress message; empty where it would come too soon after the last."""
+    def describe(self, progress: Progress) -> str:
+        """The text for a progress message; empty if the last one was less than `EVERY` seconds ago."""
         now = self._now()
         if progress.stage != self._stage or not progress.done:
-            self._stage, self._began, self._told = progress.stage, now, float("-inf")
-        if now - self._told < EVERY and progress.done < progress.total:
+            self._stage, self._began, self._shown = progress.stage, now, float("-inf")
+        if now - self._shown < EVERY and progress.done < progress.total:
             return ""
-        self._told = now
+        self._shown = now
         share = progress.done / progress.total if progress.total else 0
         left = (now - self._began) * (1 - share) / share if share else None
         place = f"stage {progress.part} of {progress.parts}" if progress.parts > 1 else ""
@@ -81,7 +83,7 @@ class Clock:
 
 
 def duration(seconds: float) -> str:
-    """A duration as people say it.
+    """A duration as text.
 
     >>> [duration(value) for value in (3.2, 75, 3700)]
     ['3 s', '1:15 min', '1:01 h']
@@ -93,13 +95,13 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """A bar, a label and below them the curves of a training, all of ipywidgets.
+    """A progress bar, a label and the training curves below them, as ipywidgets.
 
-    Its text form never changes, so that notebooks compare.
+    Its text form never changes, so that notebook outputs can be compared.
 
     Args:
-        now: the time.
-        place: shows `box` when there is something to show; None where the box stands somewhere already.
+        now: the clock.
+        place: displays `box` when there is something to show; None if the box is displayed already.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, place: Callable[[Any], Any] | None = None) -> None:
@@ -110,26 +112,26 @@ class Bar:
                 return "kdkit progress"
 
         self._bar = ipywidgets.FloatProgress(min=0, max=1, layout={"width": "16em"})
-        # the bar has no role for screen readers; the label says the same in words
+        # the bar has no role for screen readers; the label gives the same information as text
         self._label = ipywidgets.Label()
         self._chart = ipywidgets.HTML()
         self.box: Any = Box([ipywidgets.HBox([self._bar, self._label]), self._chart])
         self._place = place
         self._now, self._due = now, float("-inf")
         self._stage = ""
-        self._told: list[tuple[float, Mapping[str, float]]] = []
+        self._points: list[tuple[float, Mapping[str, float]]] = []
 
     def begin(self) -> None:
-        """As it was before the first message."""
-        self._stage, self._told, self._chart.value = "", [], ""
+        """Reset to the state before the first message."""
+        self._stage, self._points, self._chart.value = "", [], ""
         self._bar.value, self._bar.bar_style, self._label.value = 0, "", ""
 
-    def hear(self, progress: Progress) -> None:
-        """Take in a message, whether or not it is shown; one of another stage begins new curves."""
-        if progress.stage != self._stage or (progress.figures and self._told and progress.done < self._told[-1][0]):
-            self._stage, self._told, self._chart.value = progress.stage, [], ""
+    def add(self, progress: Progress) -> None:
+        """Add a message to the curves, whether or not it is shown; a new stage starts new curves."""
+        if progress.stage != self._stage or (progress.figures and self._points and progress.done < self._points[-1][0]):
+            self._stage, self._points, self._chart.value = progress.stage, [], ""
         if progress.figures:
-            self._told.append((progress.done, progress.figures))
+            self._points.append((progress.done, progress.figures))
 
     def show(self, progress: Progress, text: str) -> None:
         if self._place is not None:
@@ -138,37 +140,35 @@ class Bar:
         self._bar.max = progress.total or 1
         self._bar.value = min(progress.done, self._bar.max)
         self._label.value = text
-        if len(self._told) > 1 and self._now() >= self._due:
+        if len(self._points) > 1 and self._now() >= self._due:
             self._draw()
 
     def _draw(self) -> None:
-        from kdkit.curve import Curve
-
         began = self._now()
-        self._chart.value = Curve.of(self._told)._repr_html_()
+        self._chart.value = training.Curve.of(self._points)._repr_html_()
         ended = self._now()
-        self._due = ended + max(REDRAW, SPARED * (ended - began))
+        self._due = ended + max(REDRAW, DRAWING_PAUSE * (ended - began))
 
     def end(self, text: str, failed: bool) -> None:
         self._bar.bar_style = "danger" if failed else "success"
         if not failed:
-            # a stage need not tell its last step
+            # a stage need not report its last step
             self._bar.value = self._bar.max
-            # the version shows them now
+            # the version's report shows the curves now
             self._chart.value = ""
-        elif len(self._told) > 1:
+        elif len(self._points) > 1:
             self._draw()
         self._label.value = f"{self._label.value.partition(' · ')[0]} · {text}"
 
 
 class Line:
-    """One line of a terminal, written over and over, and wiped at the end."""
+    """One line of a terminal, overwritten by each message and erased at the end."""
 
-    def hear(self, progress: Progress) -> None:
-        """A line has no room for curves."""
+    def add(self, progress: Progress) -> None:
+        """Do nothing: a line has no room for curves."""
 
     def show(self, progress: Progress, text: str) -> None:
-        print(f"\r\x1b[2K{text}", end="", flush=True)
+        print(f"\r\x1b[2K{printable(text)}", end="", flush=True)
 
     def end(self, text: str, failed: bool) -> None:
         print("\r\x1b[2K", end="", flush=True)

@@ -1,6 +1,6 @@
-'''Conformance for authors: does a stage do what it declares, and leave alone what is not its own?
+'''Conformance for authors: does a stage do what it declares, and leave everything else unchanged?
 
-In a test of a plugin, three lines; pytest shows each check as a test of its own, `test_conformance[prune mine-untouched]`:
+Three lines in a test of a plugin; pytest shows each check as a separate test, `test_conformance[prune mine-untouched]`:
 
     from kdkit.testing import conformance
     from kdkit_mine import Mine
@@ -19,11 +19,13 @@ In a notebook, `%kd plugins check NAME`; in Python:
 tune halve: 17 of 17 checks hold; ran on mlp, cnn
 
 A stage runs on every model of the zoo (`kdkit.testing.zoo`) that it does not refuse: an MLP, one with two heads, a CNN with skips and
-BatchNorm, a depthwise CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a `KdError` that says why is what a stage
-owes to a model that it does not fit. But it must run on one; where its defaults suit none, it says in `tried_as` what does. A technique
-for models of another kind brings one of its own, `kdkit.testing.zoo.Guest`: `conformance(Mine, models=["mlp", "my_models:transformer"])`.
+BatchNorm, a depthwise CNN, an LSTM, and tiny BERT, Llama and GPT-2. Refusing is no failure: a stage should raise a `KdError` with the
+reason for a model that it does not suit. But it must run on at least one; where its defaults suit none, set `tried_as` to options that
+do. A technique for other models brings its own `kdkit.testing.zoo.CustomModel`: `conformance(Mine, models=["mlp", "my_models:transformer"])`.
 
-`kdkit.testing.checks` lists the checks; each says what it holds and how to mend what breaks it.
+Each run of a stage is in an empty working directory, and what it changes around it is put back.
+
+`kdkit.testing.catalogue` lists the checks, each with its rule and how to fix a violation.
 '''
 
 from __future__ import annotations
@@ -33,27 +35,31 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from kdkit.contract import Stage
 from kdkit.errors import KdError, did_you_mean
-from kdkit.plugins import manager
+from kdkit.guards.process_state import call_and_put_back
+from kdkit.plugins.manager import manager
+from kdkit.stages.stage import Stage
 from kdkit.testing import zoo
-from kdkit.testing.checks import CHECKS, judged, schema, untriable
+from kdkit.testing.behaviour_checks import runs
+from kdkit.testing.catalogue import CHECKS
+from kdkit.testing.check import Check
+from kdkit.testing.declaration_checks import schema, untestable_reasons
 from kdkit.testing.report import Conformance, Conformances, Finding
-from kdkit.testing.samples import ways
+from kdkit.testing.samples import instances_to_try
 from kdkit.testing.trial import Case
 
 __all__ = ["Conformance", "Conformances", "Finding", "check_plugin", "check_stage", "conformance"]
 
 
 def check_stage(stage: type[Stage] | Stage | str, *, models: Iterable[str] | None = None) -> Conformance:
-    """Put a stage through all checks.
+    """Run all checks on a stage; what it changes of the process is restored afterwards.
 
     Args:
-        stage: its class, which is tried with its defaults; or an instance, or a line such as "prune mine --ratio 0.3", to say how.
-        models: names of models of the zoo, or of your own as "module:name" (see `zoo.Guest`); the whole zoo when not said.
+        stage: its class, which runs with its defaults; or an instance, or a line such as "prune mine --ratio 0.3", to set options.
+        models: names of models of the zoo, or of your own as "module:name" (see `zoo.CustomModel`); default: all models of the zoo.
 
     Returns:
-        The report, which `require` turns into an error where something is wrong.
+        The report; its method `require` raises an error if something is wrong.
 
     Raises:
         KdError: there is no such model, or no such stage.
@@ -61,21 +67,25 @@ def check_stage(stage: type[Stage] | Stage | str, *, models: Iterable[str] | Non
     names = tuple(models if models is not None else zoo.MODELS)
     for name in names:
         zoo.make(name)
-    made = next(ways(stage)) if isinstance(stage, str) else stage
+    made = next(instances_to_try(stage)) if isinstance(stage, str) else stage
     kind = made if isinstance(made, type) else type(made)
-    if wrong := list(untriable(kind)):
+    if wrong := list(untestable_reasons(kind)):
         return Conformance(_title(kind), (schema,), tuple(Finding(schema, what) for what in wrong))
     with _offered(kind):
-        case = _tried(made, names)
-        found = tuple(Finding(check, what, where) for check, what, where in judged(case))
+        case, found = call_and_put_back(lambda: _checked(made, names), lambda changed: None, trusted=True)
     return Conformance(_title(kind), tuple(CHECKS), found, tuple(trial.name for trial in case.whole), case.refused)
 
 
+def _checked(stage: type[Stage] | Stage, names: tuple[str, ...]) -> tuple[Case, tuple[Finding, ...]]:
+    case = _tried(stage, names)
+    return case, tuple(Finding(check, what, where) for check, what, where in violations(case))
+
+
 def _tried(stage: type[Stage] | Stage, names: tuple[str, ...]) -> Case:
-    """The stage in the first way in which some model does not refuse it; in the first of all where each does."""
+    """The first instance that some model does not refuse; the first of all where every model refuses."""
     tried = []
-    for way in ways(stage):
-        tried.append(Case.of(way, names))
+    for instance in instances_to_try(stage):
+        tried.append(Case.of(instance, names))
         if tried[-1].trials:
             return tried[-1]
     return tried[0]
@@ -129,7 +139,7 @@ def _stages_of(name: str) -> list[type[Stage]]:
     if not found:
         raise KdError(f"no plugin {name!r}", did_you_mean(name, [plugin.name for plugin in manager().plugins()]), "%kd plugins lists them")
     if down := [plugin for plugin in found if plugin.status != "ok"]:
-        raise KdError(f"plugin {name} is {down[0].status}: {down[0].reason}", "mend that first, or %kd plugins unblock NAME")
+        raise KdError(f"plugin {name} is {down[0].status}: {down[0].reason}", "fix that first, or %kd plugins unblock NAME")
     stages = [stage for id, stage in manager().stages().items() if any(id in plugin.offers for plugin in found)]
     if not stages:
         raise KdError(f"plugin {name} offers no stage", "kdkit.testing checks stages; %kd plugins shows what it offers")
@@ -137,7 +147,7 @@ def _stages_of(name: str) -> list[type[Stage]]:
 
 
 def conformance(*stages: type[Stage] | Stage | str, models: Iterable[str] | None = None) -> Callable[..., Any]:
-    """A test for pytest, one case a stage and check.
+    """A pytest test with one case for each stage and check.
 
     Args:
         stages: each a class, an instance or a line, as for `check_stage`.
@@ -155,7 +165,7 @@ def conformance(*stages: type[Stage] | Stage | str, models: Iterable[str] | None
     def test_conformance(number: int, check: str) -> None:
         found = report(number).of(check)
         if not found.checks:
-            pytest.skip("its class is not whole: the check of its schema tells what it lacks")
+            pytest.skip("its class is incomplete: see the check `schema`")
         if not found.ok:
             pytest.fail(repr(found), pytrace=False)
 
@@ -164,3 +174,12 @@ def conformance(*stages: type[Stage] | Stage | str, models: Iterable[str] | None
 
 def _named(stage: type[Stage] | Stage | str) -> str:
     return stage.removeprefix("%kd ") if isinstance(stage, str) else _title(stage if isinstance(stage, type) else type(stage))
+
+
+def violations(case: Case) -> Iterator[tuple[Check, str, str]]:
+    """(check, what is wrong, where) for each violation; that nothing ran only counts where no other check explains it."""
+    found: list[tuple[Check, str, str]] = []
+    for each in CHECKS:
+        if each is not runs or case.trials or not found:
+            found += [(each, what, where) for what, where in each.find(case)]
+    yield from found

@@ -1,25 +1,24 @@
-"""Fingerprints: all that a model is, place by place, to tell whether and where two are the same to the bit."""
+"""Fingerprints: hashes of all parts of a model, to find out whether and where two models differ."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kdkit.counting import plain_parts
 from kdkit.data import Batch
-from kdkit.models import evaluating
-from kdkit.structure import HOOKS, describe, join, tensors
+from kdkit.guards.scratch import ScratchFolder
+from kdkit.models.evaluation import evaluating
+from kdkit.models.packed_tensors import plain_parts
+from kdkit.storage.structure import HOOKS, describe, join, tensors
 
 Fingerprint = Mapping[str, str]
-"""What stands in a place, in short: {"numbers of first.weight": "9f86d0..."}."""
+"""Part of the model -> hash of its contents: {"numbers of first.weight": "9f86d0..."}."""
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
@@ -49,17 +48,17 @@ def in_short(places: list[str], most: int = 3) -> str:
 
 
 def outputs(model: nn.Module, batch: Batch) -> list[str]:
-    """What a model gives for a batch, each tensor in short."""
+    """Hashes of the tensors that a model returns for a batch."""
     with evaluating(model):
         return [digest(item) for item in tree_leaves(batch.call(model)) if isinstance(item, Tensor)]
 
 
 def digest(tensor: Tensor) -> str:
-    """A tensor in short: its shape and kind, and its numbers to the bit."""
-    told = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    """Hash of a tensor: its shape, dtype and exact values."""
+    hashed = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     for part in plain_parts(tensor.detach()):
-        told.update(bytes(part.cpu().contiguous().flatten().view(torch.uint8).numpy()))
-    return told.hexdigest()
+        hashed.update(bytes(part.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return hashed.hexdigest()
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -81,10 +80,10 @@ def _manifest(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _own_files(model: Any) -> Iterator[tuple[str, str]]:
-    """Of a model that is not made of tensors, and writes itself."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield "facts it saves", _text(model.kdkit_save(Path(folder)))
-        for path in sorted(Path(folder).rglob("*")):
+    """For a model that saves itself instead of being made of tensors."""
+    with ScratchFolder() as folder:
+        yield "facts it saves", _text(model.kdkit_save(folder))
+        for path in sorted(folder.rglob("*")):
             yield f"contents of {path.name}", hashlib.sha256(path.read_bytes()).hexdigest()
 
 

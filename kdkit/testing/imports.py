@@ -1,4 +1,4 @@
-"""Imports: which packages code asks for while it runs, whether they are loaded already or not."""
+"""Imports: which packages code imports while it runs, including those that are loaded already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Imports = dict[str, set[str]]
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Imports]:
-    """Note the packages that import statements ask for in the block.
+    """Record the packages that import statements in the block ask for.
 
     >>> with recorded() as imports:
     ...     import json
@@ -40,7 +40,7 @@ def recorded() -> Iterator[Imports]:
 
 
 def at_load(module: str) -> set[str]:
-    """Top-level packages that a module imports as it is loaded; those for type checkers apart."""
+    """Top-level packages that a module imports when it is loaded, without those under TYPE_CHECKING."""
     source = getattr(sys.modules.get(module), "__file__", None)
     if not source or not Path(source).is_file():
         return set()
@@ -54,11 +54,11 @@ def at_load(module: str) -> set[str]:
 
 
 BESIDE = frozenset({"torch", "numpy", "pydantic", "kdkit", "__main__", "__mp_main__"})
-"""What is there wherever a stage is, and needs no declaring."""
+"""Packages that every stage may use without declaring them."""
 
 
 def is_foreign(package: str) -> bool:
-    """Whether a package belongs neither to Python nor to what stands beside every stage.
+    """Whether a package is neither part of Python nor available to every stage.
 
     >>> [is_foreign(name) for name in ("json", "torch", "kdkit", "peft")]
     [False, False, False, True]
@@ -68,7 +68,7 @@ def is_foreign(package: str) -> bool:
 
 @contextlib.contextmanager
 def hidden(package: str) -> Iterator[None]:
-    """The package as if it were not installed."""
+    """Within the block, the package looks as if it were not installed."""
     names = {name for name in sys.modules if name == package or name.startswith(f"{package}.")} | {package}
     before = {name: sys.modules[name] for name in names if name in sys.modules}
     find = importlib.util.find_spec

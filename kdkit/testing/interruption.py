@@ -87,7 +87,7 @@ def cleaning_up(frame: FrameType | None) -> bool:
 
 @functools.cache
 def _finally_lines(path: str) -> frozenset[int]:
-    """The lines of a file that stand in the `finally` of a `try`."""
+    """The lines of a file within the `finally` of a `try`."""
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Reports: what the checks found about a stage, as short stable text, as HTML, and as an error."""
+"""Conformance reports: the findings of the checks as short stable text, as HTML, and as an error."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kdkit.display.page import Page
+from kdkit.display.table import Table
 from kdkit.errors import KdError
-from kdkit.notebook.page import Page
-from kdkit.table import Table
 
 if TYPE_CHECKING:
-    from kdkit.testing.checks import Check
+    from kdkit.testing.check import Check
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One way in which a stage breaks a rule.
+    """One violation of a rule.
 
     Attributes:
-        check: the rule that is broken.
-        what: is wrong.
-        where: name of the model it was seen on; empty where no model was needed.
+        check: the rule.
+        what: what is wrong.
+        where: name of the model where it happened; empty where no model was needed.
     """
 
     check: Check
@@ -34,14 +34,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Conformance:
-    """How one stage stood the checks.
+    """The result of all checks for one stage.
 
     Attributes:
-        title: of the stage, as messages name it.
-        checks: that were made, in order; of a class that is not whole its schema alone.
+        title: the stage's name in messages.
+        checks: the checks that ran, in order; only `schema` for an incomplete class.
         findings: what is wrong; empty where the stage conforms.
-        ran: names of the models it ran on.
-        refused: name -> reason, for the models it does not fit.
+        ran: names of the models that it ran on.
+        refused: name -> reason, for the models that it does not suit.
     """
 
     title: str
@@ -82,7 +82,7 @@ class Conformance:
 
     @property
     def summary(self) -> str:
-        """One line: how many of the checks that were made hold, and on which models it ran."""
+        """One line: how many checks hold, and the models that the stage ran on."""
         held = f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks hold"
         ran = f"ran on {', '.join(self.ran) or 'no model'}"
         return "; ".join([f"{self.title}: {held}", ran, *([f"refused {', '.join(self.refused)}"] if self.refused else [])])
@@ -90,16 +90,16 @@ class Conformance:
     def __repr__(self) -> str:
         lines = [self.summary]
         for finding in self.findings:
-            lines += [f"  {finding}", f"    mend: {finding.check.mend}"]
+            lines += [f"  {finding}", f"    fix: {finding.check.fix}"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        wrong = [[finding.check.name, finding.where, finding.what, finding.check.mend] for finding in self.findings]
-        told = [[check.name, "broken" if check.name in self.failed else "holds", check.holds] for check in self.checks]
+        wrong = [[finding.check.name, finding.where, finding.what, finding.check.fix] for finding in self.findings]
+        rules = [[check.name, "broken" if check.name in self.failed else "holds", check.holds] for check in self.checks]
         parts = [
             self.summary,
-            Table(["check", "model", "what is wrong", "how to mend it"], wrong) if wrong else "",
-            Table(["check", "", "what it holds"], told),
+            Table(["check", "model", "what is wrong", "how to fix it"], wrong) if wrong else "",
+            Table(["check", "", "rule"], rules),
             Table(["model", "why the stage refused it"], [[name, reason] for name, reason in self.refused.items()]) if self.refused else "",
         ]
         return Page(*parts)._repr_html_()
@@ -107,7 +107,7 @@ class Conformance:
 
 @dataclass(frozen=True)
 class Conformances:
-    """How all stages of a plugin stood the checks, one `Conformance` each."""
+    """The results for all stages of a plugin, one `Conformance` each."""
 
     title: str
     stages: tuple[Conformance, ...]

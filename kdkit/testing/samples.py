@@ -6,15 +6,20 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdkit.contract import Stage
 from kdkit.errors import KdError
-from kdkit.lines import Reference, kind, read_options, refers, split
-from kdkit.pipeline import Pipeline
+from kdkit.parameters.bounds import bounds_of
+from kdkit.parameters.command_line import read_options
+from kdkit.parameters.tokenizer import Reference, read_literal, split
+from kdkit.parameters.value_types import kind, object_kind
+from kdkit.pipelines.pipeline import Pipeline
+from kdkit.stages.example_line import sample
+from kdkit.stages.line_options import Line, Running
+from kdkit.stages.stage import Stage
 
 ABSENT_LAYER = "no_layer_of_this_name"
 
 
-def ways(stage: type[Stage] | Stage | str) -> Iterator[Stage]:
+def instances_to_try(stage: type[Stage] | Stage | str) -> Iterator[Stage]:
     """A stage as it is tried: as it is given; a class as it says, with its defaults, and as the line in its help says it.
 
     Raises:
@@ -40,15 +45,11 @@ def in_help(stage: type[Stage]) -> Stage:
     Raises:
         KdError: the line can't be read.
     """
-    from kdkit.notebook.help import sample
-
     return of_line(stage, sample(stage))
 
 
 def of_line(stage: type[Stage], line: str) -> Stage:
     """The stage that a `%kd` line makes, without what every line may say beside it."""
-    from kdkit.notebook.verbs import Line, Running
-
     title = stage.id.replace(".", " ", 1)
     words = split(line.removeprefix("%kd "))
     if words[:2] != title.split():
@@ -57,7 +58,9 @@ def of_line(stage: type[Stage], line: str) -> Stage:
     def named(name: str, word: Any) -> Any:
         if not isinstance(word, Reference):
             return word
-        names = OBJECTS.get(refers(stage, name), ("",))
+        if (text := read_literal(word)) is not None:
+            return text
+        names = OBJECTS.get(object_kind(stage, name), ("",))
         return word.source if word.source in names else names[0]
 
     values = read_options(stage, words[2:], title, named, (Running, Line))
@@ -77,10 +80,27 @@ def good(stage: Stage) -> Iterator[tuple[str, Any]]:
     """(parameter, value) for values that its declaration allows, beside those of the stage itself."""
     for name in type(stage).model_fields:
         this = kind(type(stage), name)
+        if this.mapping:
+            yield from ((name, value) for value in _mappings(type(stage), name))
+            continue
         values = list(this.choices) or _within(type(stage), name) if this.base is not str or this.choices else _texts(type(stage), name)
         yield from ((name, (value, *values[:1]) if this.many else value) for value in values)
+        yield from ((name, word) for word in this.words)
         if this.optional:
             yield name, None
+
+
+def _mappings(stage: type[Stage], name: str) -> list[dict[str, Any]]:
+    """Each value under one name, each name with one value, all names together, and nothing."""
+    names = [*_texts(stage, name), "a=b"] if object_kind(stage, name) in ("", "layers", "path") else list(OBJECTS.get(object_kind(stage, name), ("",)))
+    values = values_of_entry(stage, name)
+    return [*({key: values[0]} for key in names), *({names[0]: value} for value in values), dict.fromkeys(names, values[-1]), {}]
+
+
+def values_of_entry(stage: type[Stage], name: str) -> list[Any]:
+    """Values that a name of a mapping may have."""
+    this = kind(stage, name)
+    return list(this.choices) or (["x=1 'y'", "-z"] if this.base is str else _within(stage, name))
 
 
 def _within(stage: type[Stage], name: str) -> list[Any]:
@@ -97,7 +117,7 @@ def _within(stage: type[Stage], name: str) -> list[Any]:
 
 def _texts(stage: type[Stage], name: str) -> list[str]:
     """Words as people write them, for options that take any."""
-    return ["layer1.*", "it's", '{a} "b"', "-x #1"] if refers(stage, name) in ("", "layers") else []
+    return ["layer1.*", "it's", '{a} "b"', "-x #1", "one\ntwo"] if object_kind(stage, name) in ("", "layers", "path") else []
 
 
 def bad(stage: type[Stage]) -> Iterator[tuple[str, Any]]:
@@ -106,12 +126,12 @@ def bad(stage: type[Stage]) -> Iterator[tuple[str, Any]]:
         this, limits = kind(stage, name), bounds(stage, name)
         wrong: list[Any] = [limits[word] + step for word, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)) if word in limits]
         wrong += ["none_of_these"] if this.choices or this.base in (int, float) else []
-        yield from ((name, (value,) if this.many else value) for value in wrong)
+        yield from ((name, {ABSENT_LAYER: value} if this.mapping else (value,) if this.many else value) for value in wrong)
 
 
 def bounds(stage: type[Stage], name: str) -> dict[str, float]:
     """The bounds of a number, by the words `param` has for them."""
-    return {word: float(bound) for rule in stage.model_fields[name].metadata for word in ("ge", "gt", "le", "lt") if (bound := getattr(rule, word, None)) is not None}
+    return {word: float(bound) for word, bound in bounds_of(stage, name).items()}
 
 
 def with_value(stage: Stage, name: str, value: Any) -> Stage:
@@ -125,4 +145,4 @@ def with_value(stage: Stage, name: str, value: Any) -> Stage:
 
 def layer_options(stage: type[Stage]) -> list[str]:
     """The parameters that hold patterns of layers."""
-    return [name for name in stage.model_fields if refers(stage, name) == "layers"]
+    return [name for name in stage.model_fields if object_kind(stage, name) == "layers"]

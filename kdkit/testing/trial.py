@@ -1,11 +1,11 @@
-"""Trials: a stage at work on one bench, again and again, in every way that a user may meet it."""
+"""Trials: runs of one stage on one model under all conditions: success, failure, interrupt, cancellation, missing inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import tempfile
 import time
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,24 +14,26 @@ from typing import Any
 
 from torch import nn
 
-from kdkit import store
-from kdkit.contract import Forecast, Stage
 from kdkit.data import Batch
 from kdkit.errors import Cancelled, KdError
-from kdkit.execution import raise_problems
-from kdkit.models import private_copy
-from kdkit.modes import keeping_modes
-from kdkit.seeding import seeded
+from kdkit.guards.interrupts import package_of
+from kdkit.guards.random_state import seeded
+from kdkit.guards.scratch import ScratchFolder
+from kdkit.models.copies import private_copy
+from kdkit.session.execution import raise_problems
+from kdkit.stages.stage import Forecast, Stage
+from kdkit.storage import folder
 from kdkit.testing import zoo
-from kdkit.testing.bench import SEED, Bench, Watch, bench
 from kdkit.testing.fingerprint import Fingerprint, fingerprint, outputs
 from kdkit.testing.imports import Imports, recorded
 from kdkit.testing.interruption import Lines, counted
-from kdkit.testing.switches import in_force, put_back
+from kdkit.testing.lifetimes import held, references
+from kdkit.testing.surroundings import surroundings_kept
+from kdkit.testing.trial_setup import SEED, ModelGuard, TrialSetup, set_up_trial
 
 
 class Looked(Event):
-    """An event that remembers when it was asked."""
+    """An event that records when it was read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ class Looked(Event):
 
 
 def clock() -> float:
-    """Seconds, of which none go by while this thread waits for a processor that others use, where the system tells that (Linux)."""
+    """Seconds, without the time that this thread waits for a processor, where the system reports that (Linux)."""
     try:
         waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
@@ -73,23 +75,23 @@ class Run:
 
     @property
     def longest_s(self) -> float:
-        """The longest time in which a user's wish to cancel would have gone unheard."""
+        """The longest time between two looks at whether the user has cancelled."""
         return max(later - earlier for earlier, later in zip(self.looks, self.looks[1:], strict=False))
 
 
 class Trial:
-    """A stage on one model; what was found while trying is kept.
+    """A stage on one model, with the results of its runs.
 
     Args:
         stage: to try.
         name: of the zoo's model.
 
     Attributes:
-        touched: what was done to things that are not the stage's own, a line each, with the occasion.
+        touched: changes to what is not the stage's own, a line each, with the occasion.
         refusal: why its check refuses the model; empty where it does not.
 
     Raises:
-        KdError: the stage can't stand before this model at all.
+        KdError: the stage can't run on this model at all.
     """
 
     def __init__(self, stage: Stage, name: str):
@@ -97,18 +99,22 @@ class Trial:
         self.touched: list[str] = []
         self.refusal = ""
         self._clean()
-        try:
-            raise_problems(stage, self.bench.model, self.bench.context(stage))
-        except KdError as error:
-            self.refusal = error.message
+        with self._watching("in its check"):
+            try:
+                raise_problems(stage, self.setup.model, self.setup.context(stage), guarded=False)
+            except KdError as error:
+                self.refusal = error.message
         self.note("in its check")
 
     def _clean(self) -> None:
-        """A bench as new, and all on it watched."""
-        self.bench: Bench = bench(self.stage, self.name)
-        self.watch = Watch(self.bench)
+        """Set up the trial again, and take a snapshot of everything in it."""
+        self.setup: TrialSetup = set_up_trial(self.stage, self.name)
+        self.watch = ModelGuard(self.setup)
 
-    @keeping_modes
+    def _watching(self, occasion: str) -> contextlib.AbstractContextManager[None]:
+        """Record what changes around the stage, and put it back."""
+        return surroundings_kept(self.setup.model, lambda what: self.touched.append(f"{what}, {occasion}"))
+
     def run(
         self,
         occasion: str,
@@ -121,25 +127,26 @@ class Trial:
         stage: Stage | None = None,
         **changed: Any,
     ) -> Run:
-        """Run the stage on a copy of the bench's model.
+        """Run the stage on a copy of the model.
 
         Args:
             occasion: what the run is, for messages.
             record: whether to record imports, which takes a little longer.
             count: whether to count the lines of the plugin's own code, which takes longer.
             stop: raised in the place of the `at`th line of the plugin's own code.
-            cancelled: whether the user has asked to stop already.
-            stage: another one than the trial's.
-            changed: attributes of the context that are not as usual.
+            cancelled: whether the user has cancelled before the start.
+            stage: default: the trial's own.
+            changed: attributes of the context that differ from the default.
         """
         event = Looked()
         if cancelled:
             event.set()
         chosen, home = stage or self.stage, home_of(type(self.stage))
-        context = self.bench.context(chosen, cancelled=event, **changed)
-        copy = private_copy(self.bench.model)
-        made, error, settings, began = None, None, in_force(), clock()
+        context = self.setup.context(chosen, cancelled=event, **changed)
+        copy = private_copy(self.setup.model)
+        made, error, began = None, None, clock()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._watching(occasion))
             stack.enter_context(seeded(SEED))
             imports = stack.enter_context(recorded()) if record else {}
             lines = stack.enter_context(counted(home, stop, at)) if count or stop else Lines(home)
@@ -148,7 +155,6 @@ class Trial:
                 made = copy if made is None else made
             except (Exception, SystemExit, KeyboardInterrupt) as raised:
                 error = raised
-        self.touched += [f"{what}, {occasion}" for what in put_back(settings)]
         looks = (began, *event.looks, clock())
         if isinstance(made, nn.Module):
             self.touched += [f"{what}, {occasion}" for what in self.watch.shared_with(made)]
@@ -157,7 +163,7 @@ class Trial:
         return Run(made, error, looks, lines.count, lines.stopped, imports)
 
     def note(self, occasion: str) -> None:
-        """Keep what has changed on the bench; what follows finds it as it should be."""
+        """Record what has changed, and reset it for the next run."""
         if found := list(self.watch.changes()):
             self.touched += [f"{what}, {occasion}" for what in found]
             self._clean()
@@ -166,17 +172,17 @@ class Trial:
 
     @functools.cached_property
     def first(self) -> Run:
-        """The run that all is judged by."""
+        """The run that most checks look at."""
         return self.run("when it succeeds", record=True)
 
     @functools.cached_property
     def second(self) -> Run:
-        """The same again, its lines counted."""
+        """The same run again, with its lines counted."""
         return self.run("when it succeeds", count=True)
 
     @functools.cached_property
     def broken_off(self) -> list[Run]:
-        """Runs that an error or a KeyboardInterrupt ends, in the midst of the plugin's own code."""
+        """Runs that an error or a KeyboardInterrupt ends in the middle of the plugin's own code."""
         lines = self.second.lines  # those of the first run may count modules that it loaded
         stops: list[tuple[BaseException, int]] = [
             (RuntimeError("an error made by kdkit.testing"), lines // 2),
@@ -187,18 +193,30 @@ class Trial:
 
     @functools.cached_property
     def cancelled(self) -> Run:
-        """A run that is cancelled as soon as it looks."""
+        """A run that is cancelled from the start."""
         return self.run("when it is cancelled", cancelled=True)
 
     @functools.cached_property
+    def held(self) -> str:
+        """Where the models of a run are held after it; empty if nowhere."""
+        return held(self._references(), home_of(type(self.stage)))
+
+    def _references(self) -> list[weakref.ref]:
+        """References to the models of a run of its own, which nothing else holds."""
+        copy, context = private_copy(self.setup.model), self.setup.context(self.stage)
+        with self._watching("when it succeeds"), seeded(SEED):
+            made = self.stage.apply(copy, context)
+        return references(copy, *([made] if isinstance(made, nn.Module) else []))
+
+    @functools.cached_property
     def forecast(self) -> Any:
-        """What it says it would do, or the error that the forecast raised; one that applies the stage is what was made already."""
+        """The forecast, or the error that it raised; the default forecast applies the stage, so the first run's model serves."""
         if type(self.stage).forecast is Stage.forecast:
             return Forecast(self.made)
-        context = self.bench.context(self.stage)
+        context = self.setup.context(self.stage)
         try:
-            with seeded(SEED):
-                return self.stage.forecast(private_copy(self.bench.model), context)
+            with self._watching("in its forecast"), seeded(SEED):
+                return self.stage.forecast(private_copy(self.setup.model), context)
         except Exception as error:
             return error
         finally:
@@ -214,7 +232,7 @@ class Trial:
 
     @functools.cached_property
     def batch(self) -> Batch:
-        """What models are called with."""
+        """The batch that models are called with."""
         return zoo.batch(self.name)
 
     @functools.cached_property
@@ -233,22 +251,21 @@ class Trial:
     @functools.cached_property
     def saved(self) -> tuple[Path | None, str]:
         """(folder, "") with the model of the first run, or (None, why it can't be saved)."""
-        self._folder = tempfile.TemporaryDirectory(prefix="kdkit-testing-")
+        self._folder = ScratchFolder()
         try:
-            return store.save(Path(self._folder.name) / "saved", self.made, self.bench.session.original, {}), ""
+            return folder.save(self._folder.make() / "saved", self.made, self.setup.session.original, {}), ""
         except KdError as error:
             return None, error.message
 
 
 def home_of(stage: type[Stage]) -> str:
     """The package whose code is the plugin's own; within kdkit itself, the stage's module."""
-    package = stage.__module__.partition(".")[0]
-    return stage.__module__ if package == "kdkit" else package
+    return package_of(stage.__module__)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A stage, and all that was tried with it.
+    """A stage and its trials.
 
     Attributes:
         stage: as it is tried.

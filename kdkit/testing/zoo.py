@@ -1,4 +1,4 @@
-"""Tiny models to try things on, with data: seeded, fast on one core, one of each kind that compression treats differently.
+"""Tiny models with data for tests: seeded, fast on one core, one of each kind that compression treats differently.
 
 >>> net = cnn()
 >>> batch("cnn").call(net).shape
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch, Data, adopt_data
+from kdkit.data import Batch, Data
+from kdkit.deprecated import renamed
 from kdkit.errors import KdError, did_you_mean
+from kdkit.session.adoption import adopt_data
 
 CLASSES = 4
 VOCABULARY = 96
@@ -200,15 +202,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class Guest:
-    """A model of an author's own, for a technique that fits none of the zoo; it is named by where it stands, "my_models:transformer".
+class CustomModel:
+    """An author's own model, for a technique that suits no model of the zoo; its name is "module:name", such as "my_models:transformer".
 
     Attributes:
-        model: makes it, such as its class; called under a seed.
-        batch: makes a labelled batch for it, from how many items and a generator of random numbers.
+        model: creates it, such as its class; called under a seed.
+        batch: creates a labelled batch from a number of items and a random generator.
 
-    >>> guest = Guest(lambda: nn.Linear(3, 2), lambda items, random: Batch((torch.randn(items, 3, generator=random),), labels=torch.arange(items) % 2))
-    >>> guest.batch(8, torch.Generator()).call(guest.model()).shape
+    >>> custom = CustomModel(lambda: nn.Linear(3, 2), lambda items, random: Batch((torch.randn(items, 3, generator=random),), labels=torch.arange(items) % 2))
+    >>> custom.batch(8, torch.Generator()).call(custom.model()).shape
     torch.Size([8, 2])
     """
 
@@ -216,8 +218,8 @@ class Guest:
     batch: Callable[[int, torch.Generator], Batch]
 
 
-def _guest(name: str) -> Guest:
-    """The guest that stands in a module under a name, "module:name"; any process can find it there.
+def _custom_model(name: str) -> CustomModel:
+    """The `CustomModel` named "module:name"; any process can import it.
 
     Raises:
         KdError: there is none.
@@ -226,14 +228,14 @@ def _guest(name: str) -> Guest:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise KdError(f"no model {name!r}: {error}", "write module:name of a kdkit.testing.zoo.Guest in a module that can be imported") from error
-    if not isinstance(found, Guest):
-        raise KdError(f"{name} is a {type(found).__name__}", f"write {attribute} = kdkit.testing.zoo.Guest(model, batch) there")
+        raise KdError(f"no model {name!r}: {error}", "write module:name of a kdkit.testing.zoo.CustomModel in a module that can be imported") from error
+    if not isinstance(found, CustomModel):
+        raise KdError(f"{name} is a {type(found).__name__}", f"write {attribute} = kdkit.testing.zoo.CustomModel(model, batch) there")
     return found
 
 
 def make(name: str, seed: int = 0) -> nn.Module:
-    """A model of the zoo by name, or a `Guest` by where it stands.
+    """A model of the zoo by name, or a `CustomModel` by "module:name".
 
     Raises:
         KdError: there is none of that name.
@@ -245,7 +247,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
 
 @functools.cache
 def _first(name: str, seed: int) -> nn.Module:
-    return seeded(_guest(name).model, seed) if ":" in name else MODELS[name](seed=seed)
+    return seeded(_custom_model(name).model, seed) if ":" in name else MODELS[name](seed=seed)
 
 
 _NAMES = {
@@ -262,7 +264,7 @@ def batch(model: str | nn.Module, items: int = ITEMS, seed: int = 1) -> Batch:
     name = model if isinstance(model, str) else _NAMES[type(model).__name__]
     random = torch.Generator().manual_seed(seed)
     if ":" in name:
-        return _guest(name).batch(items, random)
+        return _custom_model(name).batch(items, random)
 
     def integers(high: int, *shape: int) -> Tensor:
         return torch.randint(0, high, shape, generator=random)
@@ -297,3 +299,7 @@ def tokenizer() -> Any:
     words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w0")
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(__name__, name)

@@ -1,14 +1,15 @@
-"""The objective: the terms of all parts as one loss, whose value does not depend on how a step is cut into batches.
+"""The objective: the terms of all parts as one loss, which does not depend on how a step is divided into batches.
 
-Each term is summed over a batch and divided by what the whole optimizer step holds (items, or counted tokens), which is
-known before the first forward pass. So 1 x 64 and 4 x 16 are the same step, and padding changes nothing.
+Each term is summed over a batch and divided by what the optimizer step holds (items, or counted tokens), which is known before
+the first forward pass. So 1 x 64 and 4 x 16 are the same step, and padding changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +17,18 @@ from torch import Tensor
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.tasks import Task
-from kdkit.tasks.contract import wide
-from kdkit.training.balance import Share
+from kdkit.tasks.task import at_least_float32
+from kdkit.training.gradient_balance import TermValue
+from kdkit.training.loss_history import LossHistory
 from kdkit.training.part import Step, Term, TrainPart
-from kdkit.training.record import Record
 
 
 @dataclass(frozen=True)
 class Counts:
     """What one optimizer step holds: items, tokens, labels, values by the name of a term with a mask; and batches.
 
-    Tokens and labels are None where the task counts items.
+    Tokens and labels are None where the task counts items; `divisor` is what a sum of label losses is divided by, with the class
+    weights of a user's loss.
     """
 
     items: int
@@ -34,6 +36,7 @@ class Counts:
     labels: int | None
     masked: Mapping[str, int]
     batches: int
+    divisor: float | None = None
 
     @classmethod
     def of(cls, window: Sequence[Batch], task: Task, parts: Sequence[TrainPart]) -> Counts:
@@ -46,55 +49,78 @@ class Counts:
                 for batch in window:
                     masked.update(part.counts(batch))
         tokens = sum(int(mask.sum()) for mask in masks) if masks else None
-        return cls(sum(batch.size for batch in window), tokens, sum(map(task.count, window)) if labelled else None, masked, len(window))
+        labels, divisor = (sum(map(task.count, window)), sum(map(task.divisor, window))) if labelled else (None, None)
+        return cls(sum(batch.size for batch in window), tokens, labels, masked, len(window), divisor)
+
+    @classmethod
+    def total(cls, shares: Sequence[Counts]) -> Counts:
+        """The counts of one step over several processes; a process without batches adds nothing.
+
+        >>> Counts.total([Counts(4, None, 4, {"own": 1}, 1), Counts(2, None, 1, {"own": 2}, 1), Counts(0, None, 0, {}, 0)])
+        Counts(items=6, tokens=None, labels=5, masked={'own': 3}, batches=2, divisor=None)
+        """
+        filled = [share for share in shares if share.batches]
+        masked: Counter[str] = Counter()
+        for share in filled:
+            masked.update(share.masked)
+
+        def added(name: str) -> Any:
+            values = [getattr(share, name) for share in filled]
+            return None if None in values else sum(values)
+
+        return cls(sum(share.items for share in filled), added("tokens"), added("labels"), dict(masked), sum(share.batches for share in filled), added("divisor"))
 
 
 class Objective:
     """The sum of weight x term over the parts."""
 
-    def __init__(self, parts: Mapping[str, TrainPart], record: Record):
+    def __init__(self, parts: Mapping[str, TrainPart], history: LossHistory):
         self.parts = parts
-        self.record = record
+        self.history = history
 
-    def loss(self, step: Step, counts: Counts, shares: list[Share] | None = None) -> Tensor:
-        """One batch's share of the step's loss, a scalar; each term's value goes into the record.
-
-        Args:
-            shares: takes each term with its graph, where somebody wants to look at them one by one.
+    def terms(self, step: Step, counts: Counts) -> list[TermValue]:
+        """One batch's share of each term, with its graph.
 
         Raises:
             KdError: a term whose shape fits neither items nor tokens.
         """
-        total: Tensor | None = None
+        found = []
         for title, part in self.parts.items():
             for term in part.terms(step):
                 weight = float(term.weight(step.progress)) if callable(term.weight) else term.weight
-                mean = _share(term, step, counts)
-                name = self.shown(title, term.name)
-                self.record.add(step.index, name, mean, weight)
-                if shares is not None:
-                    shares.append(Share(name, mean, weight, term.weight))
-                total = mean * weight if total is None else total + mean * weight
+                pull = term.pull and replace(
+                    term.pull, group=self.full_name(title, term.pull.group), beside=self.full_name(title, term.pull.beside) if term.pull.beside else ""
+                )
+                found.append(TermValue(self.full_name(title, term.name), _share(term, step, counts), weight, term.weight, pull, label_loss=term.label_loss))
+        return found
+
+    def loss(self, step: Step, terms: Sequence[TermValue]) -> Tensor:
+        """The weighted sum of the terms, a scalar; each term's value is added to the history."""
+        total: Tensor | None = None
+        for term in terms:
+            weight = term.weight * term.factor
+            self.history.add(step.index, term.name, term.value, weight)
+            total = term.value * weight if total is None else total + term.value * weight
         if total is None or not total.requires_grad:
             raise KdError(f"the loss of {' and '.join(self.parts)} does not depend on the weights that train", "a part must yield a term made from step.output")
         return total
 
-    def shown(self, title: str, term: str) -> str:
-        """How a part's term is called beside those of other parts."""
+    def full_name(self, title: str, term: str) -> str:
+        """The name of a part's term in reports; it begins with the stage where several parts train."""
         return f"{title}.{term}" if len(self.parts) > 1 else term
 
-    def reweighted(self, name: str, factor: float, beside: str) -> str:
-        """How a person multiplies the weight of the term shown under that name, but not that of another; empty where no option does."""
+    def option_for_weight(self, name: str, factor: float, other: str) -> str:
+        """The option that multiplies the weight of a term by a factor, and keeps the weight of another; empty if there is none."""
         for title, part in self.parts.items():
-            prefix = self.shown(title, "")
-            if name.startswith(prefix) and (option := part.reweighted(name.removeprefix(prefix), factor, beside.removeprefix(prefix))):
+            prefix = self.full_name(title, "")
+            if name.startswith(prefix) and (option := part.option_for_weight(name.removeprefix(prefix), factor, other.removeprefix(prefix))):
                 return f"{title.replace('.', ' ', 1)} {option}" if len(self.parts) > 1 else option
         return ""
 
 
 def _share(term: Term, step: Step, counts: Counts) -> Tensor:
     """The sum of a batch's values over what the whole step holds."""
-    values = wide(term.values)
+    values = at_least_float32(term.values)
     if term.penalty:
         return values * (step.batch.size / counts.items)
     if values.dim() == 0 or len(values) != step.batch.size:
@@ -103,15 +129,16 @@ def _share(term: Term, step: Step, counts: Counts) -> Tensor:
     if mask is None:
         return (values if values.dim() == 1 else values.flatten(1).mean(1)).sum() / held
     if mask.shape != values.shape:
-        raise KdError(f"term {term.name!r} has values of shape {tuple(values.shape)} and a mask of shape {tuple(mask.shape)}", "give one bool a value")
-    # where, and not a product: what stands in the padding may be infinite
+        raise KdError(f"term {term.name!r} has values of shape {tuple(values.shape)} and a mask of shape {tuple(mask.shape)}", "return one bool for each value")
+    # torch.where, not a product: values in the padding may be infinite
     return torch.where(mask, values, 0.0).sum() / held
 
 
-def _counted(term: Term, values: Tensor, step: Step, counts: Counts) -> tuple[Tensor | None, int | Tensor]:
+def _counted(term: Term, values: Tensor, step: Step, counts: Counts) -> tuple[Tensor | None, float | Tensor]:
     """Which values count, and what their sum is divided by."""
     if term.labels and counts.labels is not None:
-        return step.task.labelled(step.batch), max(counts.labels, 1)
+        held = counts.divisor if term.weighted and counts.divisor is not None else counts.labels
+        return step.task.labelled(step.batch), held or 1
     if term.mask is not None:
         return term.mask, _held(term, term.mask, counts)
     if values.dim() > 1 and counts.tokens is not None:
@@ -125,7 +152,7 @@ def _held(term: Term, mask: Tensor, counts: Counts) -> int | Tensor:
     if counts.batches > 1:
         raise KdError(
             f"term {term.name!r} has a mask of its own, and several batches make one step",
-            f"its part must say how many values count: counts(batch) -> {{{term.name!r}: n}}",
+            f"its part must return how many values count: counts(batch) -> {{{term.name!r}: n}}",
             "or leave out --accumulate",
         )
     return mask.sum().clamp_min(1)
@@ -134,6 +161,6 @@ def _held(term: Term, mask: Tensor, counts: Counts) -> int | Tensor:
 def _misshapen(term: Term, step: Step) -> KdError:
     return KdError(
         f"term {term.name!r} has values of shape {tuple(term.values.shape)} for a batch of {step.batch.size} items",
-        "return one value an item, or one a token, and leave the mean to the loop",
+        "return one value per item or per token; the loop computes the mean",
         "a number about the weights alone is Term(..., penalty=True)",
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdkit import hookimpl
-from kdkit.contract import Stage
+from kdkit import Stage, hookimpl
 
 
 @hookimpl

@@ -14,17 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch
+from kdkit import Batch
 from kdkit.models import evaluating
 
 Linear = Any
-"""An nn.Linear or an HF Conv1D, which is one with its weight transposed."""
+"""An nn.Linear, an HF Conv1D, which is one with its weight transposed, or a 1x1 convolution, which is one at each position."""
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether it is a convolution with a kernel of one position, in one group.
+
+    >>> is_pointwise(nn.Conv2d(4, 8, 1, stride=2)), is_pointwise(nn.Conv2d(4, 8, (1, 3)))
+    (True, False)
+    """
+    return isinstance(layer, CONVOLUTIONS) and set(layer.kernel_size) == {1} and layer.groups == 1
 
 
 def matrix(layer: Linear) -> Tensor:
     """The layer's weight as (out, in) float32."""
     weight = layer.weight.detach().float()
+    if isinstance(layer, CONVOLUTIONS):
+        return weight.flatten(1)
     return weight if isinstance(layer, nn.Linear) else weight.T
+
+
+def shape_of(layer: Linear) -> tuple[int, int]:
+    """(out, in)."""
+    first, second = layer.weight.shape[:2]
+    return (first, second) if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) else (second, first)
 
 
 class Moment:
@@ -68,7 +87,7 @@ def watch_inputs(model: nn.Module, layers: Mapping[str, Linear], batches: Iterab
 
     def watch(moment: Moment) -> Callable:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0]
+            inputs = rows_of(module, args[0])
             moment.add(inputs[mask.bool()] if mask is not None and inputs.shape[:-1] == mask.shape else inputs)
 
         return hook
@@ -79,6 +98,17 @@ def watch_inputs(model: nn.Module, layers: Mapping[str, Linear], batches: Iterab
             mask = batch.kwargs.get("attention_mask")
             batch.call(model)
     return moments
+
+
+def rows_of(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs as (..., in): those of a convolution are (batch, in, positions...), of which it reads each `stride`-th.
+
+    >>> rows_of(nn.Conv2d(4, 8, 1, stride=2), torch.zeros(3, 4, 6, 6)).shape
+    torch.Size([3, 3, 3, 4])
+    """
+    if not isinstance(layer, CONVOLUTIONS):
+        return inputs
+    return inputs.movedim(-1 - len(layer.stride), -1)[(..., *(slice(None, None, step) for step in layer.stride), slice(None))]  # type: ignore[index]
 
 
 @contextlib.contextmanager
@@ -114,11 +144,18 @@ def factorize(weight: Tensor, rank: int, moment: Moment | None = None) -> tuple[
 
 
 def product(layer: Linear, rank: int) -> nn.Sequential:
-    """Two linear layers of that rank for one, without values yet; dtype, device, flags, mode and bias are the layer's."""
+    """Two layers of that rank for one, without values yet; dtype, device, flags, mode and bias are the layer's."""
     weight, bias = layer.weight, layer.bias
-    outputs, inputs = matrix(layer).shape
-    down = nn.Linear(inputs, rank, bias=False, device=weight.device, dtype=weight.dtype)
-    up = nn.Linear(rank, outputs, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    outputs, inputs = shape_of(layer)
+    place: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    down: Any
+    up: Any
+    if isinstance(layer, CONVOLUTIONS):
+        kind = next(each for each in CONVOLUTIONS if isinstance(layer, each))
+        reads: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "padding_mode": layer.padding_mode}
+        down, up = kind(inputs, rank, 1, bias=False, **reads, **place), kind(rank, outputs, 1, bias=bias is not None, **place)
+    else:
+        down, up = nn.Linear(inputs, rank, bias=False, **place), nn.Linear(rank, outputs, bias=bias is not None, **place)
     if bias is not None:
         up.bias = bias
     for thin in (down, up):
@@ -129,7 +166,7 @@ def product(layer: Linear, rank: int) -> nn.Sequential:
 def decompose(layer: Linear, rank: int, moment: Moment | None = None) -> nn.Sequential:
     """The layer as a product of rank `rank`."""
     made = product(layer, rank)
-    down, up = factorize(matrix(layer), rank, moment)
-    made.get_parameter("0.weight").data.copy_(down)
-    made.get_parameter("1.weight").data.copy_(up)
+    for name, factor in zip(("0.weight", "1.weight"), factorize(matrix(layer), rank, moment), strict=True):
+        weight = made.get_parameter(name)
+        weight.data.copy_(factor.reshape(weight.shape))
     return made

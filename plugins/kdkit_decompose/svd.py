@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
@@ -10,12 +11,9 @@ import pydantic
 import torch
 from torch import nn
 
-from kdkit.context import Context
-from kdkit.contract import Forecast, Needs, Stage, Trait, param
-from kdkit.errors import KdError
-from kdkit.patterns import match
-from kdkit.usage import Usage, linear_kinds, usage
-from kdkit_decompose.factors import Linear, Moment, decompose, product, singular_values, watch_inputs
+from kdkit import Context, Forecast, KdError, Needs, Stage, Trait, param
+from kdkit.models import Usage, linear_kinds, select_layers, trace_layer_usage, untouchable, weights_elsewhere
+from kdkit_decompose.factors import CONVOLUTIONS, Linear, Moment, decompose, is_pointwise, product, shape_of, singular_values, watch_inputs
 from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
 
 
@@ -30,27 +28,31 @@ class Chosen(NamedTuple):
 class Svd(Stage):
     """Replace linear layers by products of two thinner ones, by truncated singular value decomposition.
 
-    W (out, in) becomes U·V of rank r, a plain Sequential(Linear(in, r), Linear(r, out)): r·(out + in) parameters and MACs.
+    W (out, in) becomes U·V of rank r, a plain Sequential(Linear(in, r), Linear(r, out)): r·(out + in) parameters and MACs. A 1x1
+    convolution, which is a linear layer at each position, becomes two of them.
     The rank comes from one of `ratio`, `energy`, `budget` and `rank`. `aware` weighs errors by the inputs that the layer
     really gets (Wang et al., "SVD-LLM", 2024). Train afterwards: `distill soft` or `tune finetune`.
 
-    Left alone, and named in the notes: layers where the product would cost parameters, tied ones, and those whose weight
-    is read past their forward.
+    Left alone, and named in the notes: layers where the product would cost parameters, tied ones, those whose weights are packed or
+    masked, and those whose weight is read past their forward.
     """
 
     id: ClassVar = "decompose.svd"
+    known_as: ClassVar[tuple[str, ...]] = ("low-rank", "low-rank factorization", "truncated SVD")
     needs: ClassVar = Needs(example=True)
     requires: ClassVar = {Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE}
-    forbids: ClassVar = {Trait.MASKS_PENDING, Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT}
+    forbids: ClassVar = {Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT}
 
-    ratio: float | None = param(None, "share of each layer's parameters to keep; 0.5 when nothing else chooses the ranks", gt=0, lt=1, search=(0.2, 0.8))
+    ratio: float | None = param(None, "share of each layer's parameters to keep; 0.5 when nothing else chooses the ranks", gt=0, lt=1, share="kept", search=(0.2, 0.8))
     energy: float | None = param(None, "share of each layer's squared singular values to keep", gt=0, le=1, search=(0.5, 0.99))
-    budget: float | None = param(None, "share of all these layers' parameters to keep, given where it brings most", gt=0, lt=1, search=(0.2, 0.8))
+    budget: float | None = param(None, "share of all these layers' parameters to keep, given where it brings most", gt=0, lt=1, share="kept", search=(0.2, 0.8))
     rank: int | None = param(None, "the rank of every layer", ge=1)
     aware: bool = param(False, "keep what the layers give out on calibration data, not their weights: far better, above all without training after")
     batches: int = param(16, "calibration batches to look at, with --aware", ge=1)
-    layers: tuple[str, ...] = param((), "layers to decompose; all linear ones when not said", refers="layers")
-    skip: tuple[str, ...] = param((), "layers to leave alone", refers="layers")
+    layers: tuple[str, ...] = param(
+        (), "layers to decompose: linear, or 1x1 convolutions; default: all linear layers, in a net without any all 1x1 convolutions", names="layers"
+    )
+    skip: tuple[str, ...] = param((), "layers to leave alone", names="layers")
     round_to: int = param(1, "ranks are multiples of it, such as 8 for fast kernels", ge=1)
 
     @pydantic.model_validator(mode="after")
@@ -60,7 +62,7 @@ class Svd(Stage):
             raise ValueError(f"{' and '.join(said)} each choose the ranks; give one of them")
         return self
 
-    def needed(self) -> Needs:
+    def required_inputs(self) -> Needs:
         return self.needs | Needs(calibration=self.aware)
 
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
@@ -87,24 +89,35 @@ class Svd(Stage):
         return Forecast(_put(model, {layer: product(layer, rank) for layer, _, rank in chosen.values()}))
 
     def _selected(self, model: nn.Module) -> dict[str, Linear]:
-        kinds = linear_kinds()
-        spared = match(model, self.skip, kinds)
-        return {name: layer for name, layer in match(model, self.layers or ["*"], kinds).items() if name not in spared}
+        """The layers that the options name; by default the linear layers and, where there are none, the 1x1 convolutions."""
+        spared = select_layers(model, self.skip)
+        if self.layers:
+            found = select_layers(model, self.layers, (*linear_kinds(), *CONVOLUTIONS))
+            chosen = {name: layer for name, layer in found.items() if not isinstance(layer, CONVOLUTIONS) or is_pointwise(layer)}
+        else:
+            layers = dict(model.named_modules())
+            linear = {name: layer for name, layer in layers.items() if isinstance(layer, linear_kinds())}
+            chosen = linear or {name: layer for name, layer in layers.items() if is_pointwise(layer)}
+        kept = {name: layer for name, layer in chosen.items() if name not in spared}
+        if not kept:
+            raise _nothing_linear(model, list(chosen))
+        return kept
 
     def _replaceable(self, model: nn.Module, context: Context) -> dict[str, Linear]:
-        """The selected layers in whose place another module can stand; the others are named in a note."""
+        """The selected layers that another module can replace; a note names the others."""
         layers = self._selected(model)
-        seen = usage(model, context.example, layers)
-        reasons = {name: _obstacle(layer, seen[name]) for name, layer in layers.items()}
-        _tell_skipped(reasons, context)
+        seen = trace_layer_usage(model, context.example, layers)
+        reasons = {name: _obstacle(layer, seen[name]) for name, layer in layers.items()} | untouchable(layers)
+        elsewhere = {} if self.layers else weights_elsewhere(model, linear_kinds(), select_layers(model, self.skip))
+        _tell_skipped(reasons | elsewhere, context)
         kept = {name: layer for name, layer in layers.items() if not reasons[name]}
         if not kept:
-            raise KdError("decompose svd: none of the layers can be decomposed", *(f"{name}: {reason}" for name, reason in reasons.items()))
+            raise KdError("decompose svd: none of the layers can be decomposed", *(f"{name}: {reason}" for name, reason in (reasons | elsewhere).items()))
         return kept
 
     def _choose(self, layers: dict[str, Linear], moments: dict[str, Moment], context: Context) -> dict[str, Chosen]:
         """A rank for each layer where a product saves parameters; the others are named in a note."""
-        shapes = {name: _shape(layer) for name, layer in layers.items()}
+        shapes = {name: shape_of(layer) for name, layer in layers.items()}
         ranks = self._ranks(layers, shapes, moments, context)
         dear = {name: _dear(rank, break_even(shapes[name])) for name, rank in ranks.items() if rank >= break_even(shapes[name])}
         if len(dear) == len(ranks):
@@ -138,12 +151,23 @@ class Svd(Stage):
         return ranks
 
 
+def _nothing_linear(model: nn.Module, spared: list[str]) -> KdError:
+    """Why there is nothing to decompose, and what works on the layers that the model has."""
+    if spared:
+        return KdError(f"decompose svd: --skip leaves nothing of {', '.join(spared[:8])}", "leave out --skip, or a part of it")
+    kinds = Counter(type(module).__name__ for module in model.modules() if any(True for _ in module.parameters(recurse=False)))
+    has = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no weights"
+    return KdError(
+        f"decompose svd works on linear layers and 1x1 convolutions, and finds none here: {type(model).__name__} has {has}",
+        "%kd prune channels makes convolutions narrower",
+        "%kd quantize static makes them smaller and faster",
+    )
+
+
 def _obstacle(layer: Linear, use: Usage) -> str:
-    """Why nothing can stand in the layer's place, or an empty string."""
-    if type(layer).forward not in [kind.forward for kind in linear_kinds()] or "forward" in vars(layer):
+    """Why the layer can't be replaced, or an empty string."""
+    if type(layer).forward not in [kind.forward for kind in (*linear_kinds(), *CONVOLUTIONS)] or "forward" in vars(layer):
         return f"{type(layer).__name__} has a forward of its own"
-    if "weight" not in layer._parameters:
-        return "its weight is computed from other tensors"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return "hooks hang on it"
     if use.read_by:
@@ -153,14 +177,8 @@ def _obstacle(layer: Linear, use: Usage) -> str:
     return "" if torch.isfinite(layer.weight).all() else "its weight has values that are not finite"
 
 
-def _shape(layer: Linear) -> tuple[int, int]:
-    """(out, in)."""
-    first, second = layer.weight.shape
-    return (first, second) if isinstance(layer, nn.Linear) else (second, first)
-
-
 def _put(model: nn.Module, made: dict[nn.Module, nn.Sequential]) -> nn.Module:
-    """The model with every layer of `made` replaced, wherever it stands."""
+    """The model with every layer of `made` replaced, wherever it occurs."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in made:

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdkit import hookimpl
-from kdkit.contract import Stage
+from kdkit import Stage, hookimpl
+
+kdkit_classes = {
+    "SqueezeNet": ["kdkit_distill.students.squeezenet:SqueezeNet"],
+    "Fire": ["kdkit_distill.students.squeezenet:Fire"],
+    "ShuffleNetV2": ["kdkit_distill.students.shufflenet:ShuffleNetV2"],
+    "Unit": ["kdkit_distill.students.shufflenet:Unit"],
+    "MnasNet": ["kdkit_distill.students.mnasnet:MnasNet"],
+    "Inverted": ["kdkit_distill.students.mnasnet:Inverted"],
+    "Xception": ["kdkit_distill.students.xception:Xception"],
+    "Block": ["kdkit_distill.students.xception:Block"],
+    "TeacherEnsemble": ["kdkit_distill.teachers.sources:TeacherEnsemble", "kdkit_distill.sources:Panel"],
+    "Projection": ["kdkit_distill.layers.projections:Projection", "kdkit_distill.projections:Projection"],
+    "Bridge": ["kdkit_distill.layers.projections:Bridge", "kdkit_distill.projections:Bridge"],
+    "Hook": ["kdkit_distill.layers.matching:_Hook", "kdkit_distill.matching:_Hook"],
+}
+"""The classes that can be in a saved folder: name -> where it is, then where it was in earlier releases."""
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Evaluation: the task's figure of a student, of a teacher, or of several models together."""
+"""Evaluation: the task's metric for a student, a teacher, or several models as an ensemble."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch
+from kdkit import Batch
 from kdkit.models import evaluating
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
-    from kdkit.data import Data
-    from kdkit.tasks import Task
+    from kdkit import Context, Data, Task
 
 
 def scored_data(context: Context) -> Data | None:
-    """The data that figures are told of: the session's eval data, where it can be scored."""
+    """The session's eval data; None if the task can't score it."""
     data = context.objects.get("eval")
     return data if data is not None and (data.labelled or not context.task.needs_labels) else None
 
 
 def figure(models: Sequence[nn.Module], data: Data, context: Context) -> float:
-    """The task's figure of a model on data; of several, that of the mean of their probabilities.
+    """The task's metric for a model on data; for several models, the metric of their mean probabilities.
 
     Raises:
         Cancelled: the user asked to stop.
 
-    >>> from kdkit.context import Context
-    >>> from kdkit.data import adopt_data
+    >>> from kdkit import Context, adopt_data
     >>> from kdkit.tasks import Classification
     >>> figure([nn.Identity()], adopt_data((torch.eye(3), torch.arange(3)), 2), Context(Classification()))
     1.0
@@ -44,7 +41,7 @@ def figure(models: Sequence[nn.Module], data: Data, context: Context) -> float:
 
 
 def best(figures: Sequence[float], better: str) -> int:
-    """The place of the best figure, the first where several are.
+    """The index of the best figure; the first one if several are equal.
 
     >>> best([0.1, 0.3, 0.2], "higher"), best([2.0, 1.0, 1.0], "lower")
     (1, 1)
@@ -55,13 +52,13 @@ def best(figures: Sequence[float], better: str) -> int:
 def _answer(models: Sequence[nn.Module], task: Task, batch: Batch) -> Any:
     if len(models) == 1:
         return called(models[0], batch)
-    said = torch.stack([task.prediction(called(model, batch), batch).float().log_softmax(-1) for model in models])
-    mean = said.logsumexp(0) - torch.log(torch.tensor(float(len(models))))
+    predicted = torch.stack([task.prediction(called(model, batch), batch).float().log_softmax(-1) for model in models])
+    mean = predicted.logsumexp(0) - torch.log(torch.tensor(float(len(models))))
     return mean.exp() if getattr(task, "probabilities", False) else mean
 
 
 def called(model: nn.Module, batch: Batch) -> Any:
-    """What a model gives for a batch in eval mode, on the CPU."""
+    """A model's output for a batch in eval mode, on the CPU."""
     weight = next(model.parameters(), None)
     with evaluating(model):
         output = (batch if weight is None else batch.to(weight.device)).call(model)

@@ -1,4 +1,4 @@
-"""Precision: objectives compute in float32 at least, also under autocast, whatever the nets answer in."""
+"""Precision: objectives compute in float32 at least, also under autocast, in whatever precision the models run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kdkit.tasks.contract import wide
+from kdkit.tasks import at_least_float32
 
 
 def wide_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,12 +17,12 @@ def wide_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     >>> [each.dtype for each in wide_pair(torch.zeros(1, dtype=torch.half), torch.zeros(1, dtype=torch.double))]
     [torch.float32, torch.float32]
     """
-    student = wide(student)
-    return student, wide(teacher).to(student.dtype)
+    student = at_least_float32(student)
+    return student, at_least_float32(teacher).to(student.dtype)
 
 
 def full_precision(objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An objective whose products autocast leaves alone: a Gram matrix in bfloat16 keeps three digits.
+    """Disable autocast within an objective: a Gram matrix in bfloat16 keeps only three digits.
 
     >>> @full_precision
     ... def product(one, two):

@@ -9,7 +9,7 @@ Shape = Literal["constant", "linear", "cosine"]
 
 
 def between(shape: str, start: float, end: float, progress: float) -> float:
-    """The value at `progress` (0 to 1) on the way from `start` to `end`; a constant one stays at `start`.
+    """The value at `progress` (0 to 1) of a schedule from `start` to `end`; a constant schedule stays at `start`.
 
     >>> [between(shape, 4.0, 2.0, 0.5) for shape in ("constant", "linear", "cosine")]
     [4.0, 3.0, 3.0]
@@ -21,7 +21,7 @@ def between(shape: str, start: float, end: float, progress: float) -> float:
 
 
 def rising(warmup: float, progress: float) -> float:
-    """1, or in the first `warmup` of the training what a straight line from 0 to 1 has reached.
+    """A factor that rises linearly from 0 to 1 in the first `warmup` of the training, then stays 1.
 
     >>> rising(0.5, 0.25), rising(0.5, 0.75), rising(0.0, 0.0)
     (0.5, 1.0, 1.0)

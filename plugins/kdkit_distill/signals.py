@@ -1,4 +1,4 @@
-"""Signals: what a model says of a batch, and both models' signals side by side."""
+"""Signals: a model's output for a batch, and those of student and teacher together."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import KdError
-from kdkit.tasks.contract import wide
-from kdkit.training import Step
+from kdkit import KdError, Step
+from kdkit.tasks import at_least_float32
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers that are compared, by their names in the student and in the teacher.
+    """Two layers to compare, by their names in the student and in the teacher.
 
     >>> str(Pair("layer2", "layer4"))
     'layer2=layer4'
@@ -31,17 +30,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class TopK:
-    """A distribution over many classes, of which the most probable are kept, and of all others the mass they have together.
+    """A distribution over many classes: the most probable classes, and the total probability of all others.
 
-    The others' mass is what makes it work: with it and k = 8 a student's gradient is closer to the exact one than with
-    k = 512 and the kept classes scaled up to 1.
+    The mass of the others is important: with it and k = 8 a student's gradient is closer to the exact one than with
+    k = 512 and the kept classes rescaled to sum 1.
 
     Attributes:
         values: log-probabilities of the kept classes, (..., k), the greatest first.
-        indices: which classes they are, (..., k), integers.
-        tail: log of the mass of all other classes, (...); -inf where nothing is left.
-        classes: how many there are in all.
-        temperature: at which the teacher's logits were softened; it can't be changed afterwards.
+        indices: the numbers of these classes, (..., k), integers.
+        tail: log of the mass of all other classes, (...); -inf if there are none.
+        classes: the number of all classes.
+        temperature: of the teacher's softmax; it can't be changed afterwards.
 
     >>> kept = top_k(torch.tensor([[0.0, 2.0, 1.0, -1.0]]), 2)
     >>> kept.indices, (kept.tail.exp() + kept.values.exp().sum(-1)).round(decimals=4)
@@ -56,7 +55,7 @@ class TopK:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the logits it stands for: (..., classes)."""
+        """The shape of the full logits: (..., classes)."""
         return torch.Size((*self.values.shape[:-1], self.classes))
 
     def to(self, device: str | torch.device) -> TopK:
@@ -64,7 +63,7 @@ class TopK:
         return replace(self, values=self.values.to(device), indices=self.indices.to(device), tail=self.tail.to(device))
 
     def __getitem__(self, rows: Any) -> TopK:
-        """Some of its rows, by what indexes the leading dimensions."""
+        """Some of its rows, by an index of the leading dimensions."""
         return replace(self, values=self.values[rows], indices=self.indices[rows], tail=self.tail[rows])
 
 
@@ -73,12 +72,12 @@ def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
 
     Args:
         logits: (..., classes); computed in float32 at least.
-        k: all classes are kept where there are fewer.
+        k: number of classes to keep; all if there are fewer.
 
     >>> top_k(torch.tensor([[0.0, 3.0, 1.0]]), 3).tail
     tensor([-inf])
     """
-    scaled = wide(logits) / temperature
+    scaled = at_least_float32(logits) / temperature
     best = scaled.topk(min(k, scaled.shape[-1]), -1)
     mass = scaled.logsumexp(-1)
     tail = scaled.scatter(-1, best.indices, -torch.inf).logsumexp(-1) - mass
@@ -86,7 +85,7 @@ def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
 
 
 def first_classes(logits: Tensor | TopK, classes: int) -> Tensor | TopK:
-    """Logits of the first classes only, as where a head is padded.
+    """Logits of the first classes only, to cut the padding of a head.
 
     Raises:
         KdError: one of the kept classes is not among them.
@@ -98,22 +97,23 @@ def first_classes(logits: Tensor | TopK, classes: int) -> Tensor | TopK:
         return logits[..., :classes]
     if logits.classes > classes and int(logits.indices.max()) >= classes:
         raise KdError(
-            f"the teacher's kept answers name class {int(logits.indices.max())}, and the student knows {classes}",
-            "that class is no padding; give the student the teacher's head",
+            f"the teacher's cached output contains class {int(logits.indices.max())}, but the student has {classes} classes",
+            "that class is not padding; give the student the teacher's head",
         )
     return replace(logits, classes=classes)
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What a model says of a batch. Objectives see signals only, and never learn where they come from.
+    """A model's output for a batch. Objectives get only signals, independent of their source.
 
     Attributes:
         logits: the task's prediction: (batch, classes), (batch, tokens, classes), vectors or numbers. A teacher's may be a
-            `TopK` of it, where its source keeps no more; techniques that can't do with that ask for `dense`.
+            `TopK` if its source keeps only that; techniques that need all classes use `dense`. None for a student that returns its
+            losses in training.
         features: outputs of layers by name: maps (batch, channels, height, width), tokens (batch, tokens, hidden) or
             vectors (batch, size).
-        output: whatever the model returned; None where the signal does not come from a model at hand.
+        output: the value that the model returned; None if the signal does not come from a model in memory.
     """
 
     logits: Any
@@ -125,34 +125,34 @@ class Signal:
         """The logits of all classes.
 
         Raises:
-            KdError: only the most probable ones are there.
+            KdError: only the most probable ones are available.
         """
         if isinstance(self.logits, TopK):
             kept, classes = self.logits.values.shape[-1], self.logits.classes
-            raise KdError(f"the teacher's answers hold {kept} of {classes} classes, and the technique compares all", "leave out --top-k, or take distill soft")
+            raise KdError(f"the teacher's output has {kept} of {classes} classes, but the technique compares all", "leave out --top-k, or use distill soft")
         return self.logits
 
-    def sick(self) -> Tensor:
-        """Whether an answer holds nan or infinity, or rules out every class: one bool on the answers' device.
+    def has_nonfinite(self) -> Tensor:
+        """Whether the logits contain nan or infinity, or rule out every class: one bool on their device.
 
-        >>> [bool(Signal(torch.tensor([[0.0, value]])).sick()) for value in (1.0, -torch.inf, torch.inf, torch.nan)]
+        >>> [bool(Signal(torch.tensor([[0.0, value]])).has_nonfinite()) for value in (1.0, -torch.inf, torch.inf, torch.nan)]
         [False, False, True, True]
         """
-        said = self.logits.values if isinstance(self.logits, TopK) else self.logits
-        # the greatest of a row is nan where anything is
-        return ~torch.isfinite(said.amax(-1)).all()
+        values = self.logits.values if isinstance(self.logits, TopK) else self.logits
+        # the maximum of a row is nan if any value is nan
+        return ~torch.isfinite(values.amax(-1)).all()
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Both answers to one batch, as a technique sees them.
+class SignalPair:
+    """Both signals of one batch, as a technique sees them.
 
     Attributes:
         student: with a graph.
         teacher: without.
-        step: batch, task and progress; `step.task.mask(step.batch)` tells which tokens count.
+        step: batch, task and progress; `step.task.mask(step.batch)` marks the tokens that count.
         pairs: of layers that the technique compares.
-        modules: the technique's own, which train beside the student.
+        modules: the technique's own, trained with the student.
     """
 
     student: Signal

@@ -1,16 +1,18 @@
-"""Parameter-efficient fine-tuning: small adapters beside weights that hold still."""
+"""kdkit's peft family: small adapters on frozen weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdkit import hookimpl
-from kdkit.contract import Stage
+from kdkit import Stage, hookimpl
+
+kdkit_classes = {"LowRank": ["kdkit_peft.low_rank:LowRank"]}
+"""The classes that can be in a saved folder: name -> where it is."""
 
 
 @hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
-    """The family's techniques."""
+    """The techniques of the family."""
     from kdkit_peft.lora import Lora
     from kdkit_peft.merge import Merge
 

@@ -1,4 +1,4 @@
-"""Merging: adapters become part of the weights they stood beside."""
+"""Merging: adapters are added to the weights they adapt."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from kdkit.context import Context
-from kdkit.contract import Needs, Stage, Trait
-from kdkit.errors import KdError
+from kdkit import Context, KdError, Needs, Stage, Trait
+from kdkit.guards import explain_error
+from kdkit_peft.adapters import different_geometry
 from kdkit_peft.lora import FROZEN
+from kdkit_peft.low_rank import fold
 
 
 class Merge(Stage):
-    """Add adapters to the weights they stand beside, and take them off.
+    """Add adapters to the weights they adapt, and remove them.
 
-    Every adapted layer becomes W + (alpha / rank)·B·A in the plain module it was; the outputs stay the same up to
-    rounding, and parameters train again unless they were frozen before the adapters came. Any adapter of peft's that can
-    be merged will do, also on a `PeftModel`.
+    Every adapted layer becomes its original module with W + (alpha / rank)·B·A; the outputs stay the same up to rounding, and
+    parameters train again unless they were frozen before the adapters were attached. Works for all of peft's mergeable
+    adapters, also on a `PeftModel`.
     """
 
     id: ClassVar[str] = "peft.merge"
@@ -27,24 +28,26 @@ class Merge(Stage):
     adds: ClassVar[Iterable[str]] = {Trait.FREE_STRUCTURE}
     removes: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED}
     bridge: ClassVar[bool] = True
+    keeps_values: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         from peft import PeftModel
 
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-            raise KdError(f"peft merge: {model.active_peft_config.peft_type.value} can't be merged: it stands before the inputs, not beside weights")
+            raise KdError(f"peft merge: {model.active_peft_config.peft_type.value} can't be merged: it extends the inputs, and adapts no weights")
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         merged: dict[nn.Module, nn.Module] = {}
         _merge_below(plain, "", merged)
-        if not merged:
+        count = len(merged) + fold(plain)
+        if not count:
             raise KdError("peft merge: the model has no adapters", "%kd peft lora attaches some")
         _release(plain)
-        context.note(f"merged {len(merged)} {'adapters' if len(merged) > 1 else 'adapter'}")
+        context.note(f"merged {count} {'adapters' if count > 1 else 'adapter'}")
         return plain
 
 
 def _merge_below(parent: nn.Module, prefix: str, merged: dict[nn.Module, nn.Module]) -> None:
-    """Replace the adapted layers beneath `parent`, each once however many places it has."""
+    """Replace the adapted layers below `parent`; a layer with several names is merged once."""
     for key, child in parent._modules.items():
         if child is None:
             continue
@@ -58,6 +61,11 @@ def _merge_below(parent: nn.Module, prefix: str, merged: dict[nn.Module, nn.Modu
 
 
 def _merge(layer: Any, name: str) -> nn.Module:
+    if different := different_geometry(layer):
+        raise KdError(
+            f"peft merge: the adapter of {name} has {different}, so a merge would change the outputs",
+            "%kd peft lora attaches adapters that can be merged",
+        )
     try:
         if hasattr(layer, "unload_and_optionally_merge_module"):
             return layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
@@ -65,11 +73,11 @@ def _merge(layer: Any, name: str) -> nn.Module:
             layer.merge(safe_merge=True)
         return layer.get_base_layer()
     except (ValueError, NotImplementedError, AttributeError) as error:
-        raise KdError(f"peft merge: {type(layer).__name__} at {name} can't be merged: {error}", "%kd undo goes back to before the adapters") from error
+        raise KdError(f"peft merge: {type(layer).__name__} at {name} can't be merged: {explain_error(error)}", "%kd undo goes back to before the adapters") from error
 
 
 def _release(model: Any) -> None:
-    """Take off what adapters leave on a model: peft's config, and frozen flags."""
+    """Remove what adapters leave on a model: peft's config, and frozen flags."""
     frozen = getattr(model, FROZEN, ())
     for name, weight in model.named_parameters():
         weight.requires_grad_(weight.is_floating_point() and name not in frozen)

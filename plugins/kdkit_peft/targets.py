@@ -1,70 +1,119 @@
-"""Targets: which layers an adapter can stand beside, so that it is heard and can be merged again."""
+"""Targets: the layers that an adapter can adapt, so that it takes effect and can be merged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from kdkit.context import Context
-from kdkit.errors import KdError
-from kdkit.patterns import match
-from kdkit.usage import Usage, linear_kinds, usage
+from kdkit import Context, KdError
+from kdkit.models import Usage, linear_kinds, select_layers, trace_layer_usage, untouchable, weights_elsewhere
+from kdkit_peft.adapters import CONVOLUTIONS, refusal
+from kdkit_peft.low_rank import obstacle
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WHOLE = "no adapter fits them, and %kd tune finetune --layers NAME trains them"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers to adapt, by name.
+
+    Attributes:
+        called: layers that the model calls, so that peft can wrap them.
+        read: layers whose weights the model reads directly, so that the weights themselves need the adapter.
+    """
+
+    called: dict[str, nn.Module]
+    read: dict[str, nn.Module]
 
 
 def adaptable_kinds() -> tuple[Any, ...]:
-    """What LoRA knows: linear layers, convolutions, embeddings."""
-    return (*linear_kinds(), *CONVOLUTIONS, nn.Embedding)
+    """The layers that LoRA supports: linear layers, convolutions, embeddings, and torch's attention with its own projections."""
+    return (*linear_kinds(), *CONVOLUTIONS, nn.Embedding, nn.MultiheadAttention)
 
 
-def find_targets(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, ...], context: Context) -> dict[str, nn.Module]:
-    """The layers to adapt, by name; those that can't be are named in a note.
+def find_targets(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, ...], options: Mapping[str, Any], context: Context) -> Targets:
+    """The layers to adapt; a note lists the layers that can't be adapted.
 
-    Without patterns: every linear layer but those that give the model's output; and where there is none, as in a
-    convolutional net, every convolution.
+    Default: every linear layer and attention except those that compute the model's output; in a net without such layers, every convolution.
+
+    Args:
+        options: of `peft.LoraConfig`.
 
     Raises:
-        KdError: a pattern fits nothing, or no layer is left.
+        KdError: a pattern matches nothing, or no layer is left.
     """
-    spared = match(model, skip)
+    spared = select_layers(model, skip)
     kinds = adaptable_kinds()
-    layers = match(model, patterns, kinds) if patterns else {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    layers = select_layers(model, patterns, kinds) if patterns else {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
     layers = {name: layer for name, layer in layers.items() if name not in spared}
-    seen = usage(model, context.example, layers)
+    seen = trace_layer_usage(model, context.example, layers)
     if not patterns:
         layers = _by_default(layers, seen)
-    reasons = {name: _obstacle(name, layer, seen[name]) for name, layer in layers.items()}
-    for reason in dict.fromkeys(filter(None, reasons.values())):
-        context.note(f"skipped {', '.join(name for name, its in reasons.items() if its == reason)}: {reason}")
+    readers = {name: reader for name, layer in layers.items() if (reader := _reader(layer, seen[name]))} | _read_in_eval_mode(model, layers)
+    reasons = {name: _obstacle(name, layer, seen[name], readers.get(name, ""), options) for name, layer in layers.items()} | untouchable(layers)
+    reasons |= {name: refusal(model, name, layer, options) for name, layer in layers.items() if not reasons[name] and name not in readers}
+    elsewhere = {} if patterns else {name: f"{reason}; {WHOLE}" for name, reason in weights_elsewhere(model, kinds, spared).items()}
+    if patterns or any(isinstance(layer, CONVOLUTIONS) for layer in layers.values()):
+        elsewhere |= _transposed(select_layers(model, patterns) if patterns else dict(model.named_modules()), spared)
+    for reason in dict.fromkeys(filter(None, (reasons | elsewhere).values())):
+        context.note(f"skipped {', '.join(name for name, its in (reasons | elsewhere).items() if its == reason)}: {reason}")
     found = {name: layer for name, layer in layers.items() if not reasons[name]}
     if not found:
-        raise KdError(
-            "peft lora: no layer can be adapted", *(f"{name or 'the model'}: {reason}" for name, reason in reasons.items()), "--targets names layers by pattern"
-        )
-    return found
+        why = [f"{name or 'the model'}: {reason}" for name, reason in (reasons | elsewhere).items()]
+        raise KdError("peft lora: no layer can be adapted", *why[:8], "--targets names layers by pattern", "%kd tune finetune --layers PATTERN trains whole layers")
+    read = {name: layer for name, layer in found.items() if name in readers}
+    return Targets({name: layer for name, layer in found.items() if name not in read}, read)
+
+
+def _reader(layer: nn.Module, use: Usage) -> str:
+    """The classes that read the layer's weights without calling it; an empty string if the model calls it."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return type(layer).__name__
+    return "" if use.called else " and ".join(sorted(use.read_by))
+
+
+def _read_in_eval_mode(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The linear layers of torch's encoder layers, which are called or read depending on the inputs, the mode and autocast."""
+    inner = {child: type(module).__name__ for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer) for child in module.children()}
+    return {name: inner[layer] for name, layer in layers.items() if layer in inner}
+
+
+def _transposed(layers: Mapping[str, nn.Module], spared: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Transposed convolutions, which a user who adapts convolutions may expect among them."""
+    found = {name: layer for name, layer in layers.items() if name not in spared and isinstance(layer, nn.modules.conv._ConvTransposeNd)}
+    return {name: f"peft supports no adapter on {type(layer).__name__}" for name, layer in found.items()}
 
 
 def _by_default(layers: Mapping[str, nn.Module], seen: Mapping[str, Usage]) -> dict[str, nn.Module]:
     hidden = {name: layer for name, layer in layers.items() if not seen[name].gives_output}
-    linear = {name: layer for name, layer in hidden.items() if isinstance(layer, linear_kinds())}
+    linear = {name: layer for name, layer in hidden.items() if isinstance(layer, (*linear_kinds(), nn.MultiheadAttention))}
     return linear or {name: layer for name, layer in hidden.items() if isinstance(layer, CONVOLUTIONS)}
 
 
-def _obstacle(name: str, layer: nn.Module, use: Usage) -> str:
-    """Why no adapter can stand beside the layer, or an empty string."""
+def _obstacle(name: str, layer: nn.Module, use: Usage, reader: str, options: Mapping[str, Any]) -> str:
+    """Why the layer can't be adapted, or an empty string."""
     if not name:
         return "it is the whole model; put it into an nn.Sequential"
-    if type(layer).forward not in [kind.forward for kind in adaptable_kinds()] or "forward" in vars(layer):
-        return f"{type(layer).__name__} has a forward of its own"
-    if "weight" not in layer._parameters:
-        return "its weight is computed from other tensors"
-    if use.read_by and not use.called:
-        return f"{' and '.join(sorted(use.read_by))} reads its weight itself, past any adapter"
+    if reader and (reason := obstacle(layer, options)):
+        return f"{reader} {'read' if ' and ' in reader else 'reads'} its weight directly{reason}"
+    if not reader and (type(layer).forward not in [kind.forward for kind in adaptable_kinds()] or "forward" in vars(layer)):
+        return f"{type(layer).__name__} overrides forward"
     if use.tied_to:
         return f"its weight is tied to {', '.join(use.tied_to)}, which a merge would change too"
     if len(use.places) > 1:
-        return f"it stands in {len(use.places)} places: {', '.join(use.places)}"
-    return "adapters of grouped convolutions can't be merged" if getattr(layer, "groups", 1) > 1 else ""
+        return f"it has {len(use.places)} names: {', '.join(use.places)}"
+    return _convolution_obstacle(layer, options) if isinstance(layer, CONVOLUTIONS) else ""
+
+
+def _convolution_obstacle(layer: nn.modules.conv._ConvNd, options: Mapping[str, Any]) -> str:
+    """What peft computes differently before and after a merge, or an empty string."""
+    if layer.groups > 1:
+        return "adapters of grouped convolutions can't be merged"
+    if isinstance(layer, nn.Conv3d) and layer.kernel_size[:2] == (1, 1):
+        return "adapters of 3-d convolutions whose kernel begins with 1 x 1 can't be merged"
+    if layer.padding_mode != "zeros" and options["use_dora"] and options["lora_dropout"]:
+        return f"with --dora and --dropout, peft pads with zeros in training, and the layer pads with {layer.padding_mode}"
+    return ""

@@ -1,4 +1,4 @@
-"""kdkit's prune family: removing what a model can do without."""
+"""kdkit's prune family: remove parts of a model that it does not need."""
 
 from kdkit import hookimpl
 

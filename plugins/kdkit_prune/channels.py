@@ -1,4 +1,4 @@
-"""Channels: remove whole units (channels, heads, feed-forward neurons), so that the model is really smaller.
+"""Channels: remove units (channels, heads, feed-forward neurons), so that the model becomes smaller.
 
 Which units hang together is found by torch-pruning's dependency graph in convolutional nets (`convolutional`), and by the names
 of the blocks in transformers (`transformers`); every cut is first tried on a copy (`trial`).
@@ -6,8 +6,7 @@ of the blocks in transformers (`transformers`); every cut is first tried on a co
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from math import ceil
 from typing import ClassVar, Literal
@@ -15,47 +14,56 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit import patterns
-from kdkit.context import Context
-from kdkit.contract import Forecast, Needs, Stage, Trait, param
-from kdkit.data import Batch
-from kdkit.errors import KdError
-from kdkit_prune.groups import Anatomy, Group, Left
+from kdkit import Batch, Context, Forecast, KdError, Needs, Stage, Trait, param
+from kdkit.measurement import count_macs
+from kdkit.models import private_copy, select_layers, untouchable
+from kdkit_prune import convolutional, importance, transformers, trial_cut
+from kdkit_prune.groups import Excluded, Group, PruningPlanScope, cut, weights_of
+from kdkit_prune.selection import ratios, select, smallest
+from kdkit_prune.transformer_sizes import write_config
 
 Plan = list[Tensor]
 """For each group the units to remove, (units,) bool."""
 
 
 class Channels(Stage):
-    """Remove whole channels, attention heads and feed-forward neurons, so that the model is really smaller.
+    """Remove channels, attention heads and feed-forward neurons, so that the model becomes smaller.
 
     Li et al., 2017 (arXiv:1608.08710), over coupled layers as in DepGraph (Fang et al., 2023, arXiv:2301.12900). The model's
     outputs keep their shapes. What can't be removed is left alone and named in the notes; where nothing can be, it is an error.
     """
 
     id: ClassVar[str] = "prune.channels"
+    known_as: ClassVar[tuple[str, ...]] = ("structured pruning", "filter pruning", "channel pruning", "DepGraph")
     needs: ClassVar[Needs] = Needs(example=True, packages=("torch_pruning",))
     requires: ClassVar = frozenset({Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE})
-    forbids: ClassVar = frozenset({Trait.MASKS_PENDING, Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT, Trait.PACKED_WEIGHTS, Trait.ONNX, Trait.ENCODED})
+    forbids: ClassVar = frozenset({Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT, Trait.ONNX})
 
-    ratio: float = param(0.5, "share of units to remove; what stays is rounded up, never to nothing", gt=0, lt=1, search=(0.1, 0.8))
-    macs: float | None = param(None, "instead of --ratio: share of the multiply-adds to keep at most, such as 0.5", gt=0, lt=1)
-    scope: Literal["layer", "global"] = param("layer", "the ratio holds in every layer, or over all layers, where they compete")
-    importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "taylor", "random"] = param("l1", "what makes a unit worth keeping; taylor looks at the training data")
+    ratio: float = param(
+        0.5, "share of units to remove; the number of remaining units is rounded up, and at least one remains", gt=0, lt=1, share="removed", search=(0.1, 0.8)
+    )
+    macs: float | None = param(None, "instead of --ratio: the largest share of the multiply-adds to keep, such as 0.5", gt=0, lt=1, share="kept")
+    scope: Literal["layer", "global"] = param("layer", "apply the ratio to each layer, or globally, where the units of all layers compete")
+    importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "taylor", "random"] = param("l1", "how to score units; taylor uses the training data")
     what: tuple[Literal["channels", "heads", "groups", "ffn", "hidden"], ...] = param(
         ("channels", "heads", "ffn"), "kinds of units: channels of convolutional nets; heads, key/value groups, feed-forward and hidden width of transformers"
     )
-    round_to: int = param(1, "keep a multiple of so many channels, where that still removes some; 8 or 16 suits most processors", ge=1)
-    layers: tuple[str, ...] = param((), "patterns of the layers to prune; all that can be, when not said", refers="layers")
-    skip: tuple[str, ...] = param((), "patterns of the layers to leave alone, with all that hangs on them", refers="layers")
-    batches: int = param(16, "batches of training data that taylor looks at", ge=1, advanced=True)
+    round_to: int = param(1, "keep a multiple of this many channels, where that still removes some; 8 or 16 suits most processors", ge=1)
+    layers: tuple[str, ...] = param((), "patterns of the layers to prune; default: all prunable layers", names="layers")
+    skip: tuple[str, ...] = param((), "patterns of the layers to keep, together with the layers coupled to them", names="layers")
+    batches: int = param(16, "batches of training data for taylor", ge=1, advanced=True)
 
-    def needed(self) -> Needs:
-        """Taylor importance needs training data; the others no data but an example."""
+    def required_inputs(self) -> Needs:
+        """Taylor importance needs training data; the others need only an example."""
         return self.needs | Needs(train=True) if self.importance == "taylor" else self.needs
 
+    def check(self, model: nn.Module, context: Context) -> Iterable[str]:
+        """Whether taylor importance has a loss to differentiate."""
+        if self.importance == "taylor" and context.task.loss_from_model:
+            yield f"--importance taylor needs a loss of the outputs, and {type(model).__name__} gives its losses only in training; use --importance l1"
+
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
-        """Applied to a copy; widths do not depend on the data, so l1 stands in for taylor."""
+        """Apply the stage to a copy. Widths do not depend on the data, so l1 replaces taylor."""
         stage = self.model_copy(update={"importance": "l1"}) if self.importance == "taylor" else self
         return Forecast(stage.apply(model, context))
 
@@ -65,16 +73,13 @@ class Channels(Stage):
         Raises:
             KdError: nothing can be removed, with these options or at all.
         """
-        from kdkit_prune.groups import cut
-        from kdkit_prune.transformers import write_config
-
         batch = context.example[:2].to(next((weight.device for weight in model.parameters()), torch.device("cpu")))
         found = self._sound(model, batch, context)
         scores = self._scores(model, found, context)
         plan = self._plan(model, batch, found, scores, context)
         before = sum(weight.numel() for weight in model.parameters())
         cut(model, found.groups, plan)
-        found.settle(model)
+        found.sync_attributes(model)
         self._report(found, plan, context)
         context.note(f"parameters: {before:,} to {sum(weight.numel() for weight in model.parameters()):,}")
         config = write_config(model, batch)
@@ -82,10 +87,8 @@ class Channels(Stage):
             context.note(config)
         return model
 
-    def _sound(self, model: nn.Module, batch: Batch, context: Context) -> Anatomy:
-        """The groups that may be pruned: named by the options, and found to be removable."""
-        from kdkit_prune import convolutional, transformers, trial
-
+    def _sound(self, model: nn.Module, batch: Batch, context: Context) -> PruningPlanScope:
+        """The groups that may be pruned: selected by the options, and verified to be removable."""
         if transformers.is_transformer(model):
             found = transformers.anatomy(model, batch, self.what)
         elif "channels" in self.what:
@@ -93,35 +96,32 @@ class Channels(Stage):
         else:
             asked = " and ".join(self.what) or "nothing"
             raise KdError(f"prune channels: {type(model).__name__} has no transformer blocks that kdkit knows, and --what asks for {asked} only", "--what channels")
-        named = self._named(model, found)
-        tried = trial.sound(model, batch, named, tick=lambda: context.progress(0, 3, "trying cuts on a copy"))
+        named = self._named(model, _rewritable(model, found))
+        tried = trial_cut.sound(model, batch, named, tick=lambda: context.progress(0, 3, "trying cuts on a copy"))
         if not tried.groups:
             makers = _some(list(dict.fromkeys(name for group in found.groups for name in sorted(group.writers))))
             raise _nothing(model, tried).with_hints(f"units are made by {makers}" if makers else "it has no layer whose width is free")
         return tried
 
-    def _named(self, model: nn.Module, found: Anatomy) -> Anatomy:
-        """The groups that --layers and --skip leave."""
-        wanted = set(patterns.match(model, self.layers)) if self.layers else None
-        unwanted = set(patterns.match(model, self.skip))
+    def _named(self, model: nn.Module, found: PruningPlanScope) -> PruningPlanScope:
+        """The groups that --layers and --skip select."""
+        wanted = set(select_layers(model, self.layers)) if self.layers else None
+        unwanted = set(select_layers(model, self.skip))
         kept, left = [], list(found.left)
         for group in found.groups:
             writers = set(group.writers)
             spared = sorted(writers & unwanted)
             others = sorted(writers - wanted) if wanted is not None else []
             if spared:
-                left.append(Left(group.kind, group.name, f"--skip names {_some(spared)}"))
+                left.append(Excluded(group.kind, group.name, f"--skip names {_some(spared)}"))
             elif not others:
                 kept.append(group)
             elif len(others) < len(writers):
-                left.append(Left(group.kind, group.name, f"coupled with {_some(others)}, which --layers does not name"))
-        return Anatomy(kept, left, found.settle)
+                left.append(Excluded(group.kind, group.name, f"coupled with {_some(others)}, which --layers does not name"))
+        return PruningPlanScope(kept, left, found.sync_attributes)
 
-    def _scores(self, model: nn.Module, found: Anatomy, context: Context) -> list[Tensor]:
-        """The importance of every unit; groups that have none, such as those without BatchNorm for bn-scale, are dropped from `found`."""
-        from kdkit_prune import importance
-        from kdkit_prune.groups import weights_of
-
+    def _scores(self, model: nn.Module, found: PruningPlanScope, context: Context) -> list[Tensor]:
+        """The importance of every unit; drops groups without one from `found`, such as groups without BatchNorm for bn-scale."""
         context.progress(1, 3, f"importance {self.importance}")
         if self.importance == "taylor":
             return self._taylor(model, found, context)
@@ -130,26 +130,22 @@ class Channels(Stage):
             return [torch.rand(group.units, generator=generator) for group in found.groups]
         if self.importance == "bn-scale":
             scales = [(group, importance.bn_scale(model, group)) for group in found.groups]
-            found.left += [Left(group.kind, group.name, "no BatchNorm behind it to go by") for group, scale in scales if scale is None]
+            found.left += [Excluded(group.kind, group.name, "no BatchNorm follows it") for group, scale in scales if scale is None]
             found.groups = [group for group, scale in scales if scale is not None]
             if not found.groups:
-                raise _nothing(model, found).with_hints("--importance l1 goes by the weights themselves")
+                raise _nothing(model, found).with_hints("--importance l1 uses the weights themselves")
             return [scale for _, scale in scales if scale is not None]
         scores = [importance.MAGNITUDES[self.importance](weights_of(model, group).float()).cpu() for group in found.groups]
         return [score / score.mean().clamp(min=1e-30) for score in scores] if self.importance in importance.RELATIVE else scores
 
-    def _taylor(self, model: nn.Module, found: Anatomy, context: Context) -> list[Tensor]:
-        from kdkit_prune.convolutional import differentiable
-        from kdkit_prune.importance import taylor
-
+    def _taylor(self, model: nn.Module, found: PruningPlanScope, context: Context) -> list[Tensor]:
         device = next(model.parameters()).device
         batches = (batch.to(device) for batch in islice(context.data("train").batches(), self.batches))
-        with differentiable(model), torch.enable_grad():
-            return taylor(model, found.groups, batches, context.task)
+        with convolutional.differentiable(model), torch.enable_grad():
+            return importance.taylor(model, found.groups, batches, context.task)
 
-    def _plan(self, model: nn.Module, batch: Batch, found: Anatomy, scores: Sequence[Tensor], context: Context) -> Plan:
+    def _plan(self, model: nn.Module, batch: Batch, found: PruningPlanScope, scores: Sequence[Tensor], context: Context) -> Plan:
         """The units to remove at the ratio, or at the smallest ratio that meets --macs."""
-        from kdkit_prune.selection import ratios, select, smallest
 
         def at(ratio: float) -> Plan:
             return select(found.groups, scores, ratio, self.scope, self.round_to)
@@ -169,29 +165,25 @@ class Channels(Stage):
             _sizes(found.groups),
         )
 
-    def _to_macs(self, model: nn.Module, batch: Batch, found: Anatomy, at: Callable[[float], Plan], candidates: Sequence[float], context: Context) -> Plan:
-        from kdkit.counting import count_macs
-        from kdkit_prune.groups import cut
-        from kdkit_prune.selection import smallest
-
+    def _to_macs(self, model: nn.Module, batch: Batch, found: PruningPlanScope, at: Callable[[float], Plan], candidates: Sequence[float], context: Context) -> Plan:
         whole, target = count_macs(model, batch), self.macs or 1.0
 
         def share(ratio: float) -> float:
             context.progress(2, 3, f"counting at ratio {ratio:.3f}")
-            twin = copy.deepcopy(model)
+            twin = private_copy(model)
             cut(twin, found.groups, at(ratio))
-            found.settle(twin)
+            found.sync_attributes(twin)
             return count_macs(twin, batch) / whole
 
         ratio = smallest(candidates, lambda ratio: share(ratio) <= target)
         if ratio is None:
             most = share(candidates[-1]) if candidates else 1.0
-            raise KdError(f"prune channels: --macs {target:g} can't be met; all that can be removed leaves {most:.3f} of the MACs", *_reasons(found)[:3])
+            raise KdError(f"prune channels: --macs {target:g} can't be reached; all possible removals leave {most:.3f} of the MACs", *_reasons(found)[:3])
         context.note(f"MACs: {share(ratio):.3f} of before, at ratio {ratio:.4f} (--macs {target:g})")
         return at(ratio)
 
-    def _report(self, found: Anatomy, plan: Plan, context: Context) -> None:
-        """Say what was removed from where, and what was left alone and why."""
+    def _report(self, found: PruningPlanScope, plan: Plan, context: Context) -> None:
+        """Note what was removed where, and what was kept and why."""
         for kind in dict.fromkeys(group.kind for group in found.groups):
             here = [(group, int(gone.sum())) for group, gone in zip(found.groups, plan, strict=True) if group.kind == kind]
             removed, of = sum(count * group.width for group, count in here), sum(group.units * group.width for group, _ in here)
@@ -203,12 +195,20 @@ class Channels(Stage):
             context.note(reason)
 
 
-def _nothing(model: nn.Module, found: Anatomy) -> KdError:
+def _rewritable(model: nn.Module, found: PruningPlanScope) -> PruningPlanScope:
+    """The groups without a packed, masked or parametrized layer."""
+    reasons = untouchable({part.module: model.get_submodule(part.module) for group in found.groups for part in group.parts})
+    excluded = {id(group): next((part.module for part in group.parts if part.module in reasons), None) for group in found.groups}
+    left = [Excluded(group.kind, group.name, f"{name}: {reasons[name]}") for group in found.groups if (name := excluded[id(group)]) is not None]
+    return PruningPlanScope([group for group in found.groups if excluded[id(group)] is None], [*found.left, *left], found.sync_attributes)
+
+
+def _nothing(model: nn.Module, found: PruningPlanScope) -> KdError:
     return KdError(f"prune channels: nothing can be removed from {type(model).__name__}", *_reasons(found)[:6])
 
 
-def _reasons(found: Anatomy) -> list[str]:
-    """A line for each reason to leave something alone, with the places it holds for."""
+def _reasons(found: PruningPlanScope) -> list[str]:
+    """A line for each reason to keep something, with the layers that it applies to."""
     places: dict[tuple[str, str], list[str]] = {}
     for left in found.left:
         places.setdefault((left.kind, left.reason), []).append(left.name)

@@ -1,4 +1,4 @@
-"""Channels of convolutional and fully connected nets: torch-pruning's dependency graph says what hangs together."""
+"""Channels of convolutional and fully connected nets: torch-pruning's dependency graph finds the coupled layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kdkit.data import Batch
-from kdkit.errors import KdError
-from kdkit.models import evaluating
-from kdkit_prune.groups import Anatomy, Axis, Group, Left, Part, axis_of, makes_units
+from kdkit import Batch, KdError
+from kdkit.models import evaluating, linear_kinds, weights_elsewhere
+from kdkit_prune.groups import NOT_FOLLOWED, Axis, Excluded, Group, NotPrunable, Part, PruningPlanScope, axis_of, makes_units
+from kdkit_prune.trial_cut import lists_items
 
 
-def anatomy(model: nn.Module, batch: Batch) -> Anatomy:
+def anatomy(model: nn.Module, batch: Batch) -> PruningPlanScope:
     """The coupled channels of a model without attention.
 
     Raises:
@@ -30,44 +30,63 @@ def anatomy(model: nn.Module, batch: Batch) -> Anatomy:
             f"prune channels does not know how the attention of {type(model).__name__} is laid out ({attention})",
             "known: children named query/key/value, q_proj/k_proj/v_proj/o_proj, q_lin/k_lin/v_lin/out_lin, c_attn/c_proj, qkv/proj",
         )
-    found = Anatomy([])
+    found = PruningPlanScope([])
     for coupled in _traced(model, batch):
         root = next((name for name, module in model.named_modules() if module is coupled[0].dep.target.module), "")
         try:
             found.groups.append(_group(model, root, coupled))
-        except LookupError as error:
-            found.left.append(Left("channels", root, error.args[0]))
-    found.left += [Left("channels", name, f"{type(module).__name__} is left alone") for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+        except NotPrunable as reason:
+            found.left.append(Excluded("channels", root, str(reason)))
+        except (IndexError, KeyError, ValueError, RuntimeError):  # indices beyond a tensor: torch-pruning followed a wrong path
+            found.left.append(Excluded("channels", root, NOT_FOLLOWED))
+    found.left += [Excluded("channels", name, reason) for name, reason in weights_elsewhere(model, linear_kinds()).items()]
     return found
 
 
 def _traced(model: nn.Module, batch: Batch) -> list[Any]:
     import torch_pruning
 
+    forward = _call_layers if lists_items(model, batch) else _call
     recurrent = [weight for module in model.modules() if isinstance(module, nn.RNNBase) for weight in module.parameters()]
     with differentiable(model), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            graph = torch_pruning.DependencyGraph().build_dependency(
-                model, batch, forward_fn=lambda net, inputs: inputs.call(net), output_transform=_outputs, ignored_params=recurrent, verbose=False
-            )
+            graph = torch_pruning.DependencyGraph().build_dependency(model, batch, forward_fn=forward, output_transform=_outputs, ignored_params=recurrent, verbose=False)
             return list(graph.get_all_groups())
-        except Exception as error:  # it may fail in any way on a model it was not made for
-            message = f"prune channels: torch-pruning can't follow {type(model).__name__}: {type(error).__name__}: {error}"
-            raise KdError(message, "weights can be pruned without tracing: %kd list prune") from error
+        except Exception as error:  # tracing can fail in any way on a model that it does not support
+            raise KdError(
+                f"prune channels: torch-pruning can't follow the channels of {type(model).__name__}",
+                "%kd decompose svd and %kd quantize dynamic need not follow them",
+            ) from error
+
+
+def _call(model: nn.Module, batch: Batch) -> Any:
+    return batch.call(model)
+
+
+def _call_layers(model: nn.Module, batch: Batch) -> list[Any]:
+    """The outputs of all layers that make units, for a model that selects detections from them: the selection can't be followed, and cuts nothing."""
+    seen: list[Any] = []
+    hooks = [layer.register_forward_hook(lambda module, given, output: seen.append(output)) for layer in model.modules() if makes_units(layer)]
+    try:
+        batch.call(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def _outputs(output: Any) -> Any:
-    """The tensors of a model's output that hang on the graph."""
+    """The tensors of a model's output that belong to the autograd graph."""
     flat = torch.utils._pytree.tree_leaves(dict(output) if isinstance(output, dict) else output)
     return [item for item in flat if isinstance(item, Tensor) and item.grad_fn is not None]
 
 
 def _group(model: nn.Module, root: str, coupled: Any) -> Group:
-    """One of torch-pruning's groups in our words.
+    """Convert a group of torch-pruning.
 
     Raises:
-        LookupError: something in it can't be cut; the reason.
+        NotPrunable: something in it can't be cut.
     """
     count = len(coupled[0].idxs)
     places = {module: name for name, module in model.named_modules()}
@@ -78,7 +97,7 @@ def _group(model: nn.Module, root: str, coupled: Any) -> Group:
             continue  # an operation between modules
         name, axis, width, bundles = _width(model, places, coupled._DG, item)
         if any(index is None for index in item.root_idxs):
-            raise LookupError(f"torch-pruning lost track of them at {name}")
+            raise NotPrunable(f"torch-pruning lost track of them at {name}")
         owner = torch.full((width,), -1)
         owner[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs)
         found.append((name, axis, owner, bundles, isinstance(target, nn.Module) and _is_out(coupled._DG, item) and makes_units(target)))
@@ -87,7 +106,7 @@ def _group(model: nn.Module, root: str, coupled: Any) -> Group:
     for _, _, owner, bundles, _ in found:
         units = gcd(units, len(owner) // bundles) if bundles > 1 else units
     if units < 2:
-        raise LookupError("there is a single channel to a group")
+        raise NotPrunable("there is a single channel to a group")
     parts = tuple(Part(name, axis, torch.where(owner < 0, owner, owner % units), writes) for name, axis, owner, _, writes in found)
     return Group(root, "channels", units, parts, width=count // units)
 
@@ -116,7 +135,7 @@ def _width(model: nn.Module, places: dict[nn.Module, str], graph: Any, item: Any
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode with gradients allowed for every floating weight; modes and flags are put back afterwards."""
+    """The model in eval mode, with requires_grad for every floating-point weight; restores modes and flags afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
@@ -150,7 +169,7 @@ class _Attention(TorchFunctionMode):
 
 
 def hidden_attention(model: nn.Module, batch: Batch) -> str:
-    """The call by which the model was seen to attend, or the attribute that says so; empty when there is none."""
+    """The attention call that was observed, or the attribute that indicates attention; empty if there is none."""
     for module in model.modules():
         for name in KEY_HEADS:
             if hasattr(module, name):

@@ -16,7 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import KdError
+from kdkit import KdError
+
+
+class NotPrunable(Exception):
+    """A reason to leave units as they are, in words for the user."""
+
+
+NOT_FOLLOWED = "its units are also used in a way that can't be followed (a shuffle, pad, slice, reshape or statistic over them)"
+"""The reason to leave units alone where a cut, or the search for what hangs on them, goes wrong."""
 
 Kind = Literal["channels", "heads", "groups", "ffn", "hidden"]
 Side = Literal["out", "in"]
@@ -69,7 +77,7 @@ class Group:
 
     @property
     def steps(self) -> int:
-        """How many times something can be removed: one unit of every bundle at a time."""
+        """How many removal steps the group allows; each removes one unit of every bundle."""
         return self.units // self.bundles
 
     def step(self, round_to: int) -> int:
@@ -85,8 +93,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Left:
-    """Units that are left alone: of which kind, where, and why."""
+class Excluded:
+    """Units that are kept: their kind, place, and the reason."""
 
     kind: str
     name: str
@@ -94,19 +102,19 @@ class Left:
 
 
 @dataclass
-class Anatomy:
-    """What can be removed from a model, what is left alone, and what else must be set right after a cut."""
+class PruningPlanScope:
+    """What can be removed from a model, what is kept, and what must be synchronised after a cut."""
 
     groups: list[Group]
-    left: list[Left] = field(default_factory=list)
-    settle: Callable[[nn.Module], None] = lambda model: None
+    left: list[Excluded] = field(default_factory=list)
+    sync_attributes: Callable[[nn.Module], None] = lambda model: None
 
 
 def axis_of(module: nn.Module, side: Side) -> Axis:
     """The width that `module` reads ("in") or makes ("out"); for what works channel by channel both are the same.
 
     Raises:
-        LookupError: it is of a kind that can't be cut.
+        NotPrunable: it is of a kind that can't be cut.
 
     >>> axis_of(nn.Linear(2, 3), "in")
     Axis(tensors=(('weight', 1),), attributes=('in_features',))
@@ -127,7 +135,7 @@ def axis_of(module: nn.Module, side: Side) -> Axis:
         return Axis((("weight", 0),), ("num_parameters",))
     if normalizes_across(module):
         return Axis((("weight", 0), ("bias", 0)), ("normalized_shape",) if hasattr(module, "normalized_shape") else ())
-    raise LookupError(f"{type(module).__name__} is left alone")
+    raise NotPrunable(f"{type(module).__name__} is left alone")
 
 
 def _convolution_axis(module: nn.modules.conv._ConvNd, side: Side) -> Axis:
@@ -187,7 +195,7 @@ def weights_of(model: nn.Module, group: Group, value: Callable[[Tensor], Tensor]
 
 
 def cut(model: nn.Module, groups: Sequence[Group], gone: Sequence[Tensor]) -> None:
-    """Remove units from the model, in place; tied tensors stay tied, and no gradients are kept.
+    """Remove units from the model, in place. Tied tensors stay tied; gradients are dropped.
 
     Args:
         gone: for each group, (units,) bool: the units to remove.
@@ -212,10 +220,10 @@ def cut(model: nn.Module, groups: Sequence[Group], gone: Sequence[Tensor]) -> No
         weight.grad = None
 
 
-def silence(model: nn.Module, groups: Sequence[Group], gone: Sequence[Tensor]) -> None:
+def zero_units(model: nn.Module, groups: Sequence[Group], gone: Sequence[Tensor]) -> None:
     """Set every weight of the given units to zero, in place: the model then computes what it will after `cut`.
 
-    Where a normalization takes statistics over the units, it would still count the zeros; see `kdkit_prune.trial`.
+    Where a normalization takes statistics over the units, it would still count the zeros; see `kdkit_prune.trial_cut`.
     """
     with torch.no_grad():
         for tensor, cuts in _tensor_cuts(model, _kept(groups, gone)):

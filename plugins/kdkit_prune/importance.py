@@ -1,4 +1,4 @@
-"""Importance: what makes a unit worth keeping.
+"""Importance: scores of units; the units with the lowest scores are removed.
 
 Every score is of shape (units,), higher is worth more. The weights of a unit are all that would go with it, those that write
 it and those that read it, over all coupled layers (as in DepGraph, Fang et al., 2023): in a net with BatchNorm the scale of a
@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdkit.data import Batch
-from kdkit.errors import KdError
-from kdkit.tasks import Task
+from kdkit import Batch, KdError, Task
 from kdkit_prune.groups import Group, tensors_of, weights_of
 
 
@@ -41,7 +39,7 @@ def l2(weights: Tensor) -> Tensor:
 
 
 def fpgm(weights: Tensor) -> Tensor:
-    """Σ_j ‖w_i - w_j‖: a unit near the geometric median of all is one that the others can stand in for. (units, weights) -> (units,).
+    """Σ_j ‖w_i - w_j‖: a unit near the geometric median can be replaced by the others. (units, weights) -> (units,).
 
     He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median", 2019 (arXiv:1811.00250).
 
@@ -99,7 +97,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
     weights = list({id(tensor): tensor for group in groups for tensor, _, _ in tensors_of(model, group) if isinstance(tensor, nn.Parameter)}.values())
     scores, count = [torch.zeros(group.units) for group in groups], 0
     for batch in batches:
-        loss = task.losses(batch.call(model), batch).sum() / max(task.count(batch), 1)
+        loss = task.losses(batch.call(model), batch).sum() / (task.divisor(batch) or 1)
         if not bool(loss.isfinite()):
             raise KdError(f"prune channels: the loss of batch {count} is {float(loss)}", "Taylor importance needs finite losses on the data")
         slopes = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -108,5 +106,5 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
             score += weights_of(model, group, lambda weight: change[id(weight)]).sum(1).float().cpu() ** 2  # noqa: B023 - used at once
         count += 1
     if not count:
-        raise KdError("prune channels: Taylor importance had no batch to look at", "%kd set --train {loader}")
+        raise KdError("prune channels: Taylor importance got no batch", "%kd set --train {loader}")
     return [score / count for score in scores]

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from kdkit import Batch, Context, KdError
-from kdkit.backends.onnxruntime import OnnxModel, open_session
+from kdkit.backends.onnx import OnnxModel, open_session
 
 Method = Literal["minmax", "entropy", "percentile"]
 
@@ -108,7 +108,7 @@ def entropy_threshold(magnitudes: np.ndarray, levels: int, step: int | None = No
     Args:
         magnitudes: (bins,) counts of |x|, from zero upwards.
         levels: quantization steps on one side of zero.
-        step: between candidates, in bins; an eighth of `levels` when not said.
+        step: between candidates, in bins; default: an eighth of `levels`.
 
     The divergence is KL(P ‖ Q): P the kept bins with all that was cut added to the last of them, Q the kept bins in `levels`
     steps, each spread evenly over its non-empty bins (Migacz, "8-bit inference with TensorRT", GTC 2017).

@@ -5,17 +5,19 @@ No calibration data. The right choice for transformers and LSTMs, whose time goe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from kdkit import Context, KdError
-from kdkit.backends.onnxruntime import OnnxModel
-from kdkit_quantize.int8 import Int8Stage, Plan, quiet
+from kdkit.backends.onnx import OnnxModel, every_name
+from kdkit_quantize.int8_stage import Int8Stage, Plan, contained
+from kdkit_quantize.tensor_names import neutralize_names, restore_names
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 WORTH = 0.1
 """Share of the weights below which quantizing is hardly anything."""
@@ -28,6 +30,7 @@ class Dynamic(Int8Stage):
     """
 
     id: ClassVar = "quantize.dynamic"
+    known_as: ClassVar[tuple[str, ...]] = ("PTQ", "dynamic quantization", "post-training dynamic quantization")
     offered: ClassVar = ("MatMul", "Gemm", "LSTM", "Gather", "Conv")
 
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
@@ -40,6 +43,7 @@ class Dynamic(Int8Stage):
         """All but convolutions, which run slower than in float when quantized on the fly."""
         return ("MatMul", "Gemm", "LSTM", "Gather")
 
+    @contained()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Quantize the weights."""
         assert isinstance(model, OnnxModel)
@@ -72,28 +76,46 @@ class Dynamic(Int8Stage):
         from onnxruntime.quantization.quant_utils import QuantizationMode, QuantType
 
         _, weight_type = self.types()
-        with quiet():
-            quantizer = ONNXQuantizer(
-                plan.model,
-                self.per_channel,
-                self.narrow,
-                QuantizationMode.IntegerOps,
-                False,
-                weight_type,
-                QuantType.QUInt8,
-                None,
-                [layer.node for layer in plan.layers],
-                [],
-                sorted({layer.operator for layer in plan.layers}),
-                {"MatMulConstBOnly": True, "WeightSymmetric": self.weights == "symmetric"},
-            )
-            quantizer.quantize_model()
-        return quantizer.model.model
+        names = neutralize_names(plan.model)
+        quantizer = ONNXQuantizer(
+            plan.model,
+            self.per_channel,
+            self.narrow,
+            QuantizationMode.IntegerOps,
+            False,
+            weight_type,
+            QuantType.QUInt8,
+            None,
+            [layer.node for layer in plan.layers],
+            [],
+            sorted({layer.operator for layer in plan.layers}),
+            {"MatMulConstBOnly": True, "WeightSymmetric": self.weights == "symmetric"},
+        )
+        quantizer.quantize_model()
+        return restore_names(quantizer.model.model, names)
 
 
 def _products(model: ModelProto) -> ModelProto:
     """The graph with every Gemm as a product and a sum, which is how onnxruntime quantizes it on the fly."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    _separate_weights(model.graph)
     ONNXModel(model).replace_gemm_with_matmul()
     return model
+
+
+def _separate_weights(graph: GraphProto) -> None:
+    """Give every Gemm a weight of its own: onnxruntime transposes the weight in place, once for each Gemm that reads it."""
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    taken, read = every_name(graph), {item.name for item in graph.output}
+    for node in graph.node:
+        name = node.input[1] if node.op_type == "Gemm" else ""
+        if name in held and (name in read or _readers(graph, name) > 1):
+            copied = next(free for number in itertools.count(1) if (free := f"{name}_{number}") not in taken)
+            taken.add(copied)
+            graph.initializer.add().CopyFrom(held[name])
+            graph.initializer[-1].name = node.input[1] = copied
+
+
+def _readers(graph: GraphProto, name: str) -> int:
+    return sum(name in node.input for node in graph.node)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from kdkit import patterns
-from kdkit.backends.graph import module_of, numel
+from kdkit.backends.onnx import module_of, numel
+from kdkit.models import select_layers
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (1,), "Gemm": (1,), "Gather": (0,), "LSTM": (1, 2)}
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "MatMul": (1,), "Gemm": (1,), "Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
 """Positions of weights among an operator's inputs."""
 
 
@@ -38,7 +38,7 @@ class Layer:
 
 
 def layers_of(model: ModelProto) -> list[Layer]:
-    """The layers of a graph, in order: convolutions, products with a constant, embeddings, LSTMs."""
+    """The layers of a graph, in order: convolutions, products with a constant, embeddings, recurrent layers."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     found = (_layer(node, held) for node in model.graph.node)
     return [layer for layer in found if layer is not None]
@@ -60,10 +60,6 @@ def multiplies_activations(model: ModelProto) -> bool:
     return products and any(node.op_type == "Softmax" for node in model.graph.node)
 
 
-class _Place(nn.Module):
-    """A layer's stand-in, so that patterns over module names mean the same as everywhere."""
-
-
 def chosen(layers: Iterable[Layer], wanted: tuple[str, ...], skipped: tuple[str, ...]) -> list[Layer]:
     """The layers that the patterns `wanted` mean (all when there are none) without those that `skipped` mean.
 
@@ -71,18 +67,19 @@ def chosen(layers: Iterable[Layer], wanted: tuple[str, ...], skipped: tuple[str,
         KdError: a pattern means no layer.
     """
     layers = list(layers)
-    places = _places(layer.module for layer in layers)
-    among = set(patterns.match(places, wanted, _Place)) if wanted else {layer.module for layer in layers}
-    among -= set(patterns.match(places, skipped, _Place))
+    tree = _name_tree(layer.module for layer in layers)
+    among = set(select_layers(tree, wanted)) if wanted else {layer.module for layer in layers}
+    among -= set(select_layers(tree, skipped))
     return [layer for layer in layers if layer.module in among]
 
 
-def _places(names: Iterable[str]) -> nn.Module:
-    root = _Place()
+def _name_tree(names: Iterable[str]) -> nn.Module:
+    """Empty modules nested by the dots of the names, so that `select_layers` works on the layers of an ONNX graph."""
+    root = nn.Module()
     for name in names:
-        place = root
+        node = root
         for part in name.split("."):
-            if part not in place._modules:
-                place.add_module(part, _Place())
-            place = place._modules[part]  # type: ignore[assignment]
+            if part not in node._modules:
+                node.add_module(part, nn.Module())
+            node = node._modules[part]  # type: ignore[assignment]
     return root

@@ -13,10 +13,11 @@ import numpy as np
 from torch import nn
 
 from kdkit import Batch, Context, KdError, Needs, param
-from kdkit.backends.onnxruntime import OnnxModel
+from kdkit.backends.onnx import OnnxModel
 from kdkit_quantize.calibration import calibrate
-from kdkit_quantize.int8 import Int8Stage, Plan, quiet
+from kdkit_quantize.int8_stage import Int8Stage, Plan, contained
 from kdkit_quantize.layers import multiplies_activations
+from kdkit_quantize.tensor_names import neutralize_names, restore_names
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -33,11 +34,12 @@ _Ranges = dict[str, tuple[float, float]]
 class Static(Int8Stage):
     """Hold weights and activations in 8 bits, with ranges observed on calibration data, in onnxruntime; for convolutional nets.
 
-    What lies between the convolutions (sums, activations, pooling) stays in 8 bits too. In transformers only products with
+    Operations between the convolutions (sums, activations, pooling) stay in 8 bits too. In transformers only products with
     weights are quantized; there quantize dynamic is usually better.
     """
 
     id: ClassVar = "quantize.static"
+    known_as: ClassVar[tuple[str, ...]] = ("PTQ", "static quantization", "post-training static quantization")
     needs: ClassVar = Needs(calibration=True, packages=("onnx", "onnxruntime"))
     offered: ClassVar = (*_WEIGHTED, "Gather", *_BETWEEN)
 
@@ -59,6 +61,7 @@ class Static(Int8Stage):
         """For a transformer the products with weights; otherwise all that runs in 8 bits."""
         return ("MatMul", "Gemm", "Gather") if multiplies_activations(model) else (*_WEIGHTED, "Gather", *_BETWEEN)
 
+    @contained()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Observe ranges, then quantize."""
         assert isinstance(model, OnnxModel)
@@ -88,7 +91,7 @@ class Static(Int8Stage):
         return "operators" if plain and not attention else "pairs"
 
     def _watched(self, plan: Plan) -> list[str]:
-        """The activations whose ranges are needed: what goes into the layers, and elsewhere than in transformers what lies between."""
+        """The activations whose ranges are needed: the inputs of the layers and, except in transformers, everything between the layers."""
         import onnx
 
         inferred = onnx.shape_inference.infer_shapes(plan.model).graph
@@ -106,19 +109,19 @@ class Static(Int8Stage):
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantizationMode
 
-        seen = TensorsData(CalibrationMethod.MinMax, {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()})
+        names = neutralize_names(plan.model)
+        seen = TensorsData(CalibrationMethod.MinMax, {names[name]: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()})
         activation_type, weight_type = self.types()
         modes = () if form == "pairs" else (QuantizationMode.QLinearOps, True)
         only, skipped = ([layer.node for layer in plan.layers], []) if plan.attention else ([], [layer.node for layer in plan.left])
         extra: dict[str, Any] = {"MatMulConstBOnly": True, "WeightSymmetric": self.weights == "symmetric", "ActivationSymmetric": self.activations == "symmetric"}
         if plan.attention:
             extra["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
-        with quiet():
-            quantizer = (QDQQuantizer if form == "pairs" else ONNXQuantizer)(
-                plan.model, self.per_channel, self.narrow, *modes, weight_type, activation_type, seen, only, skipped, list(self.chosen_operators(plan.model)), extra
-            )  # fmt: skip
-            quantizer.quantize_model()
-        return quantizer.model.model
+        quantizer = (QDQQuantizer if form == "pairs" else ONNXQuantizer)(
+            plan.model, self.per_channel, self.narrow, *modes, weight_type, activation_type, seen, only, skipped, list(self.chosen_operators(plan.model)), extra
+        )  # fmt: skip
+        quantizer.quantize_model()
+        return restore_names(quantizer.model.model, names)
 
 
 def _failure(made: OnnxModel, context: Context) -> KdError | None:

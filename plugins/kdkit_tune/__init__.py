@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdkit import hookimpl
-from kdkit.contract import Stage
+from kdkit import Stage, hookimpl
 
 
 @hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
-    """The family's techniques."""
+    """The techniques of the family."""
     from kdkit_tune.finetune import Finetune
 
     return [Finetune]

@@ -1,4 +1,4 @@
-"""Fine-tuning: plain training on labels, to recover what a compression took away or to fit new data."""
+"""Fine-tuning: training on labels, to recover accuracy after a compression or to fit new data."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from kdkit.contract import Needs, TrainStage, param
-from kdkit.patterns import match
-from kdkit.training import Step, Term, TrainPart
+from kdkit import Needs, Step, Term, TrainPart, TrainStage, param
+from kdkit.models import select_layers
+from kdkit.training import FrozenLayers
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 class Finetune(TrainStage):
-    """Train on labels, with the task's own loss.
+    """Train on labels with the task's loss.
 
-    Loss per item, or token: `task.losses`, such as cross entropy for classes.
+    Loss per item or token: `task.losses`, such as cross entropy for classes.
     """
 
     id: ClassVar[str] = "tune.finetune"
+    known_as: ClassVar[tuple[str, ...]] = ("fine-tuning", "finetuning")
     needs: ClassVar[Needs] = Needs(train=True, labels=True)
 
-    layers: tuple[str, ...] = param((), "patterns of the layers to train; all that can be when none are named", refers="layers")
+    layers: tuple[str, ...] = param((), "patterns of the layers to train; all others stay bit for bit, the statistics of norms too; default: all layers", names="layers")
 
     def check(self, model: nn.Module, context: Context) -> Iterator[str]:
-        match(model, self.layers)
+        select_layers(model, self.layers)
         yield from super().check(model, context)
 
     def part(self, model: nn.Module, context: Context) -> TrainPart:
@@ -35,18 +36,19 @@ class Finetune(TrainStage):
 
 
 class Supervised(TrainPart):
-    """The task's loss on labels; the layers outside `layers` hold still."""
+    """The task's loss on labels; layers outside `layers` stay bit for bit, their running statistics too."""
 
     def __init__(self, layers: tuple[str, ...]):
         self.layers = layers
+        self.frozen: FrozenLayers | None = None
 
     def open(self, model: nn.Module) -> None:
-        if not self.layers:
-            return
-        chosen = {id(weight) for module in match(model, self.layers).values() for weight in module.parameters()}
-        for weight in model.parameters():
-            if id(weight) not in chosen:
-                weight.requires_grad_(False)
+        if self.layers:
+            self.frozen = FrozenLayers(model, select_layers(model, self.layers).values())
 
     def terms(self, step: Step) -> Iterable[Term]:
-        yield Term.of_labels(step)
+        yield Term.from_labels(step)
+
+    def close(self, model: nn.Module) -> None:
+        if self.frozen:
+            self.frozen.restore()

@@ -47,7 +47,7 @@ shell.run_line_magic("kd", "use net --train {data} --eval {data} --measures qual
 for _ in range(4):
     shell.run_line_magic("kd", "tune finetune --steps 1 --quiet")
 from kdkit import hookimpl
-from kdkit.plugins import manager
+from kdkit.plugins.manager import manager
 
 class Plugin:
     @hookimpl
@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     rounds = [once() for _ in range(parser.parse_args().rounds)]
     figures = {name: [each[name] for each in rounds] for name in rounds[0]}
-    told = [{"what": name, "median_ms": statistics.median(times), "low_ms": min(times), "high_ms": max(times), "n": len(times)} for name, times in figures.items()]
-    for row in told:
+    reported = [{"what": name, "median_ms": statistics.median(times), "low_ms": min(times), "high_ms": max(times), "n": len(times)} for name, times in figures.items()]
+    for row in reported:
         print(f"{row['what']:42} {row['median_ms']:9.3f} ms   ({row['low_ms']:.3f} to {row['high_ms']:.3f}, n {row['n']})")
     facts = {"date": datetime.now(UTC).date().isoformat(), "machine": platform.machine(), "python": platform.python_version()}
-    (RESULTS / "load.json").write_text(json.dumps({"facts": facts, "results": told}, indent=1) + "\n")
+    (RESULTS / "load.json").write_text(json.dumps({"facts": facts, "results": reported}, indent=1) + "\n")
 
 
 def once() -> dict[str, float]:

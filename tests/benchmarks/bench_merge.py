@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import Session
-from tests.benchmarks.real_data import absent, cifar, cifar_jpeg, fruits
+from tests.benchmarks.real_data import cifar, cifar_jpeg, fruits
 from tests.benchmarks.timing import keep
+from tests.fixtures.data_folder import absent
 
 STUDY = "--epochs 5 --batch-size 64 --learning-rate 0.003"
 WAYS = ("gated --origin origin", "own-set --origin origin", "concat")
@@ -67,15 +68,15 @@ def main(seeds: int) -> None:
             session = Session(net(16, 5, seed), train=images, task="classification", measures=(), seed=seed, pets=teachers[0], fruits=teachers[1], origin=origin)
             line = f'distill merge --teachers pets fruits --classes "cat dog|apple cherry tomato" --no-labels --objective {way} {STUDY}'
             found.append(union(session.run(line).model))
-        rows.append([f"merge --objective {way}", *_told(found)])
+        rows.append([f"merge --objective {way}", *_reported(found)])
         print(rows[-1], flush=True)
     found = [union(Session(net(16, 5, seed), train=(images, labels), measures=(), seed=seed).run(f"tune finetune {STUDY}").model) for seed in range(seeds)]
-    rows.append(["all labels, no teacher", *_told(found)])
+    rows.append(["all labels, no teacher", *_reported(found)])
     facts = {"n": f"{seeds} seeds", "teachers at home": f"{alone[0]:.1f} and {alone[1]:.1f}", "study": STUDY}
     keep("merge", facts, ("way", "union, %", "cats and dogs, %", "fruits, %"), rows)
 
 
-def _told(found: list[tuple[float, float]]) -> list[str]:
+def _reported(found: list[tuple[float, float]]) -> list[str]:
     union = [sum(each) / 2 for each in found]
     spread = f" ± {statistics.stdev(union):.1f}" if len(union) > 1 else ""
     return [f"{statistics.mean(union):.1f}{spread}", *(f"{statistics.mean(each):.1f}" for each in zip(*found, strict=True))]

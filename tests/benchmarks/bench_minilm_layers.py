@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from kdkit import Session
-from kdkit.counting import count_parameters
-from kdkit.tasks.numbers import mean_pooled
+from kdkit.measurement.size import count_parameters
+from kdkit.tasks.regression import mean_pooled
 from tests.benchmarks.timing import in_turn, keep
 
 LINES = (

@@ -13,9 +13,10 @@ import time
 
 import torch
 
-from kdkit import Session
-from tests.benchmarks.real_data import absent, cifar, cifar_jpeg, cifar_resnet
+from kdkit import Session, compare_with
+from tests.benchmarks.real_data import cifar, cifar_jpeg, cifar_resnet
 from tests.benchmarks.timing import keep
+from tests.fixtures.data_folder import absent
 
 
 def main(images: int, epochs: int, student: str) -> None:
@@ -29,8 +30,9 @@ def main(images: int, epochs: int, student: str) -> None:
     )
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        version = session.run(f"distill soft --student {student} --epochs {epochs} --learning-rate 0.002 --control train --cache {folder}/teacher")
-    rows = [[note] for note in version.notes]
+        version = session.run(f"distill soft --student {student} --epochs {epochs} --learning-rate 0.002 --cache {folder}/teacher")
+        found = compare_with(session, "same --alpha 0", seeds=1)
+    rows = [[note] for note in (*version.notes, found.summary(), *(f"control: {note}" for note in found.control[0].notes))]
     facts = {
         "n": f"1 seed, {images} images, {epochs} epochs",
         "student": f"{student}, {version['parameters'] / 1e6:.2f} M parameters, {version['macs'] / 1e6:.1f} M MACs; teacher {session['@base']['macs'] / 1e6:.1f} M",

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdkit.context import Context
-from kdkit.data import adopt_data
-from kdkit.pipeline import Pipeline
+from kdkit.pipelines.pipeline import Pipeline
+from kdkit.session.adoption import adopt_data
+from kdkit.stages.context import Context
 from kdkit.tasks import Classification
 from kdkit.training import Step, TrainPart, fit
 from tests.benchmarks.bench_training_loop import BATCH, RATE, SEED, cnn, images
@@ -76,9 +76,9 @@ def decoupled(seen: Seen) -> Tensor:
         whole, rest = scaled.logsumexp(1), others.logsumexp(1)
         return torch.stack([scaled[chosen] - whole, rest - whole], 1), (scaled[~chosen].view(len(logits), -1) - rest[:, None])
 
-    (said, said_of_others), (asked, asked_of_others) = parted(seen.student), parted(seen.teacher)
-    target = (asked.exp() * (asked - said)).sum(1)
-    other = (asked_of_others.exp() * (asked_of_others - said_of_others)).sum(1)
+    (stated, reported_of_others), (asked, asked_of_others) = parted(seen.student), parted(seen.teacher)
+    target = (asked.exp() * (asked - stated)).sum(1)
+    other = (asked_of_others.exp() * (asked_of_others - reported_of_others)).sum(1)
     return 16.0 * (target + 8.0 * other).mean()
 
 
@@ -187,8 +187,8 @@ def probability(seen: Seen) -> Tensor:
         kernel = kernel[~torch.eye(len(rows), dtype=torch.bool)].view(len(rows), -1)
         return kernel / kernel.sum(1, keepdim=True)
 
-    said, asked = map(shares, seen.pooled)
-    return (asked * ((asked + 1e-7) / (said + 1e-7)).log()).sum(1).mean()
+    stated, asked = map(shares, seen.pooled)
+    return (asked * ((asked + 1e-7) / (stated + 1e-7)).log()).sum(1).mean()
 
 
 def correlation_congruence(seen: Seen) -> Tensor:

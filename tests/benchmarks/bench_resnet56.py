@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from kdkit import Batch, store
-from kdkit.backends.onnxruntime import to_onnx
-from kdkit.counting import count_macs, size_bytes
+from kdkit import Batch
+from kdkit.backends.onnx.export import to_onnx
+from kdkit.measurement.macs import count_macs
+from kdkit.measurement.size import size_bytes
 from tests.benchmarks.timing import in_turn, keep
 
 HERE = Path(__file__).parent
@@ -50,8 +51,8 @@ def main(folder: Path, rounds: int) -> None:
     net.eval()
     held = np.load(DATA / "cifar10_lossless5k.npz")
     images, labels = cifar_resnet.prep(held["test_x"]), torch.from_numpy(held["test_y"]).long()
-    taught, _ = store.load(folder / "resnet56-taught", cifar_resnet.ResNetC(9))
-    small, _ = store.load(folder / "resnet56-small")
+    taught, _ = folder.load(folder / "resnet56-taught", cifar_resnet.ResNetC(9))
+    small, _ = folder.load(folder / "resnet56-small")
     plain = to_onnx(net, Batch((images[:32],)))
     models = {"torch eager fp32": net, "onnxruntime fp32": plain, "pruned and distilled, torch": taught.eval(), "and static int8": small}
 

@@ -19,18 +19,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kdkit.context import Context
-from kdkit.contract import TrainStage
-from kdkit.data import Data, adopt_data
-from kdkit.models import frozen
+from kdkit.data import Data
+from kdkit.models.evaluation import frozen
+from kdkit.session.adoption import adopt_data
+from kdkit.stages.context import Context
 from kdkit.tasks import Classification
 from kdkit.training import fit
+from kdkit.training.stage import TrainStage
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.scheme.adversarial import Adversarial
 from kdkit_distill.scheme.attack import Threat, pgd, robust_accuracy
 from kdkit_tune.finetune import Finetune
-from tests.benchmarks.real_data import absent, fashion
+from tests.benchmarks.real_data import fashion
 from tests.benchmarks.timing import keep
+from tests.fixtures.data_folder import absent
 
 EPSILON, STEP, STEPS, BATCH = 0.1, 0.025, 7, 100
 MEAN, STD = (0.2860,), (0.3530,)
@@ -78,8 +80,8 @@ def _epochs(data: Data, epochs: int) -> Iterator:
 def measured(model: nn.Module, test: Data) -> tuple[float, float]:
     """Accuracy in percent, clean and under PGD-20."""
     with frozen(model):
-        told = robust_accuracy(lambda batch: batch.call(model), test, STRICT)
-    return 100 * told["clean"], 100 * told["robust"]
+        reported = robust_accuracy(lambda batch: batch.call(model), test, STRICT)
+    return 100 * reported["clean"], 100 * reported["robust"]
 
 
 def stages() -> dict[str, TrainStage]:
@@ -115,8 +117,8 @@ def main(seeds: int, items: int, tested: int) -> None:
         seconds = (time.process_time() - began) / seeds
         gains = [mine[1] - plain[1] for mine, plain in zip(found[name], found.get("soft, T 4", []), strict=False)]
         gain = f"{statistics.mean(gains):+.1f} ± {_spread(gains):.1f}" if gains and name != "soft, T 4" else ""
-        told = [f"{statistics.mean(values):.1f} ± {_spread(values):.1f}" for values in zip(*found[name], strict=True)]
-        rows.append([name, *told, gain, f"{sum(gain > 0 for gain in gains)}/{seeds}" if gain else "", f"{seconds:.0f}"])
+        reported = [f"{statistics.mean(values):.1f} ± {_spread(values):.1f}" for values in zip(*found[name], strict=True)]
+        rows.append([name, *reported, gain, f"{sum(gain > 0 for gain in gains)}/{seeds}" if gain else "", f"{seconds:.0f}"])
         print(rows[-1], flush=True)
     head = ["student", "clean, %", f"under PGD-20, epsilon {EPSILON:g}, %", "paired gain over soft under attack", "wins", "CPU s"]
     facts = {

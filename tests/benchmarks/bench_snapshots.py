@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdkit import Session
-from kdkit.versions import Version
+from kdkit.session.history import Version
 from tests.benchmarks.timing import keep
 
 

@@ -19,17 +19,19 @@ from pathlib import Path
 
 import torch
 
-from kdkit.context import Context
-from kdkit.contract import TrainStage
-from kdkit.data import Data, adopt_data
+from kdkit.data import Data
+from kdkit.session.adoption import adopt_data
+from kdkit.stages.context import Context
 from kdkit.tasks import Classification
 from kdkit.training import fit
-from kdkit_distill.cache.source import Cached
+from kdkit.training.stage import TrainStage
 from kdkit_distill.response.soft import Soft
-from kdkit_distill.sources import Live
+from kdkit_distill.teachers.cache.source import Cached
+from kdkit_distill.teachers.sources import ModelSource
 from kdkit_tune.finetune import Finetune
-from tests.benchmarks.real_data import absent, cifar, cifar_resnet, fresh_resnet
+from tests.benchmarks.real_data import cifar, cifar_resnet, fresh_resnet
 from tests.benchmarks.timing import keep
+from tests.fixtures.data_folder import absent
 
 BATCH, SEED = 64, 0
 HEAD = ["step, CPU ms", "cached", "the other", "ratio, median of rounds", "lowest - highest", "goal", "once a fit, cached, ms", "once a fit, the other, ms"]
@@ -50,7 +52,7 @@ def timed(stage: TrainStage, data: Data, teacher: torch.nn.Module) -> tuple[floa
 def lookups(data: Data, teacher: torch.nn.Module, path: str) -> tuple[float, float]:
     """CPU milliseconds to find and read the answers to a batch: by content, and by numbers once these are known."""
     context = Context(Classification(), objects={"train": data, "teacher": teacher})
-    source, taken = Cached(Live("teacher", context), path, data, context), []
+    source, taken = Cached(ModelSource("teacher", context), path, data, context), []
     source.open(torch.device("cpu"))
     for seed in range(4):
         batches = list(data.batches(shuffle=True, seed=seed))
@@ -74,7 +76,7 @@ def main(rounds: int, items: int) -> None:
         stages: dict[str, TrainStage] = {"live": Soft(), "cached": Soft(cache=path), "labels alone": Finetune()}
         began = time.process_time()
         context = Context(Classification(), objects={"train": data, "teacher": teacher})
-        Cached(Live("teacher", context), path, data, context).open(torch.device("cpu"))
+        Cached(ModelSource("teacher", context), path, data, context).open(torch.device("cpu"))
         filled = time.process_time() - began
         size = Path(path).stat().st_size
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in stages}

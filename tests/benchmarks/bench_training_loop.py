@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdkit.context import Context
-from kdkit.data import adopt_data
+from kdkit.session.adoption import adopt_data
+from kdkit.stages.context import Context
 from kdkit.tasks import Classification
 from kdkit.training import Step, Term, TrainPart, fit
 from kdkit_distill.response.soft import Soft

@@ -88,7 +88,7 @@ class Kernel:
         """
         began, last, count, size = time.perf_counter(), 0.0, 0, 0
         request = self.client.execute(code)
-        for message in self.heard(patience):
+        for message in self.received(patience):
             if message["msg_type"].startswith("comm_"):
                 last, count, size = time.perf_counter() - began, count + 1, size + len(str(message["content"]))
             if message["msg_type"] == "error":
@@ -102,7 +102,7 @@ class Kernel:
         reply = self.client.execute("", silent=True, user_expressions={"asked": expression}, reply=True, timeout=60)
         return eval(reply["content"]["user_expressions"]["asked"]["data"]["text/plain"])
 
-    def heard(self, patience: float) -> Iterator[dict[str, Any]]:
+    def received(self, patience: float) -> Iterator[dict[str, Any]]:
         """What the kernel says, until it says nothing for so many seconds."""
         while True:
             try:
@@ -122,7 +122,7 @@ class Kernel:
         began = time.perf_counter()
         content = {"comm_id": comm, "data": {"method": "custom", "content": {"event": "click"}}}
         self.client.shell_channel.send(self.client.session.msg("comm_msg", content))
-        for message in self.heard(60):
+        for message in self.received(60):
             if message["msg_type"] == "comm_msg" and shown(message["content"]["data"].get("state", {})):
                 return time.perf_counter() - began
         raise RuntimeError("it was never shown")
@@ -155,9 +155,9 @@ def spent(there: Kernel, code: str) -> tuple[float, float, int, int]:
 def row(what: str, goal: str, found: list[tuple[float, float, int, int]]) -> list[Any]:
     """A line of the table: medians, and the range of the seconds."""
     seconds, cpu, count, size = zip(*found, strict=True)
-    told = f"{statistics.median(seconds):.2f} ({min(seconds):.2f} - {max(seconds):.2f})"
-    print(f"{what}: {told} s", flush=True)
-    return [what, goal, told, f"{statistics.median(cpu):.2f}", int(statistics.median(count)), f"{statistics.median(size) / 1000:.0f} kB", len(found)]
+    reported = f"{statistics.median(seconds):.2f} ({min(seconds):.2f} - {max(seconds):.2f})"
+    print(f"{what}: {reported} s", flush=True)
+    return [what, goal, reported, f"{statistics.median(cpu):.2f}", int(statistics.median(count)), f"{statistics.median(size) / 1000:.0f} kB", len(found)]
 
 
 def first(line: str, rounds: int) -> list[tuple[float, float, int, int]]:
@@ -214,8 +214,8 @@ def main() -> None:
             rows.append(row(f"`{line}`, again", "0.5 s", again(there, line, rounds)))
         rows.append(row("click on Run to the first step that is told", "1.5 s", clicks(there, rounds)))
         ratios, share = updates(there, 10 * rounds)
-        told = f"{statistics.median(ratios):.3f} ({statistics.quantiles(ratios)[0]:.3f} - {statistics.quantiles(ratios)[2]:.3f})"
-        rows.append(["a step that is shown to one that is not, CPU time, quartiles", "1.02", told, "", "", "", len(ratios)])
+        reported = f"{statistics.median(ratios):.3f} ({statistics.quantiles(ratios)[0]:.3f} - {statistics.quantiles(ratios)[2]:.3f})"
+        rows.append(["a step that is shown to one that is not, CPU time, quartiles", "1.02", reported, "", "", "", len(ratios)])
         rows.append(["the share of its CPU time in which its thread shows it", "0.02", f"{share:.4f}", "", "", "", 1])
         there.run("for _ in range(199): made = get_ipython().run_line_magic('kd', 'tune finetune --steps 1 --quiet')", 600)
         rows.append(row("Compare with 200 versions, opened", "0.5 s", again(there, 'w.open("Compare")', rounds, "w = %kd wizard")))

@@ -1,23 +1,16 @@
-"""Real images, sounds and trained weights for the benchmarks, found through `KDKIT_DATA` and never copied into the project."""
+"""Real images, sounds and trained weights for the benchmarks, of `tests.fixtures.data_folder`."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-DATA = Path(os.environ.get("KDKIT_DATA", Path(__file__).parents[3] / "shared" / "data")).resolve()
-
-
-def absent(*names: str) -> str:
-    """Why a benchmark can't run: the first file that is not there; empty where all are."""
-    return next((f"{DATA} holds no {name} (set KDKIT_DATA)" for name in names if not (DATA / name).exists()), "")
+from tests.fixtures.data_folder import DATA
 
 
 def fashion(split: str, items: int | None = None) -> tuple[Tensor, Tensor]:

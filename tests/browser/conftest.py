@@ -1,6 +1,6 @@
-"""One JupyterLab and one Chromium for the tests of a file, and one page.
+"""One JupyterLab, one Chromium and one page for the tests of a file.
 
-Where there is no Chromium or no playwright the tests are skipped; where CI=true they fail instead.
+Without Chromium or playwright the tests are skipped; if CI=true they fail instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import pytest
 
 collect_ignore = ["axe.py", "walker.py"]
-"""No tests, and nothing to import where playwright is missing."""
+"""They contain no tests and can't be imported without playwright."""
 
 CI = os.environ.get("CI") == "true"
 try:
@@ -29,7 +29,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A browser; torn down with the file, since playwright leaves an event loop running that others would trip over."""
+    """A browser; torn down with the file, since playwright leaves an event loop running, which breaks other tests."""
     if executable() is None:
         why = "Chromium is not installed (Debian: apt-get install chromium)"
         pytest.fail(why) if CI else pytest.skip(why)
@@ -39,8 +39,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    """A page for notebooks; the test opens one in it."""
-    # as high as the longest output, so that nothing is out of view
+    """A page in which the test opens notebooks."""
+    # as high as the longest output, so that everything is visible
     page = browser.new_page(viewport={"width": 1200, "height": 2600})
     yield Notebook(page, lab)
     page.close()
@@ -48,7 +48,7 @@ def notebook(browser, lab):
 
 @pytest.fixture(autouse=True)
 def clean(notebook):
-    """No script of the page fails during a test, and nothing is asked for off this machine."""
+    """No script of the page fails during a test, and no request leaves this machine."""
     notebook.errors.clear()
     notebook.outside.clear()
     yield

@@ -94,7 +94,7 @@ def test_an_error_is_shown_as_one_with_hints_and_without_a_traceback(cells):
     ("typed", "offered"),
     [("%kd prune ", "channels"), ("%kd tune finetune --optimizer ", "adamw"), ("%kd compare ", "@base"), ("%%kd small\ntune finetune --", "--steps")],
 )
-def test_tab_offers_what_may_stand_next(typed, offered, session):
+def test_tab_offers_what_may_come_next(typed, offered, session):
     session.add("").edit()
     session.page.keyboard.insert_text(typed)
     session.press("Tab")
@@ -127,11 +127,11 @@ def test_bar_words_and_curves_move_while_a_training_runs(training):
     expect(training.prompt).to_have_text("[*]:")
 
 
-def test_an_interrupt_stops_a_training_and_leaves_the_session_whole(session, training):
+def test_an_interrupt_stops_a_training_and_leaves_the_session_intact(session, training):
     training.interrupt()
     training.wait()
     expect(training.output.locator("div.widget-label")).to_have_text("tune finetune · stopped")
-    expect(training.output).to_contain_text("KeyboardInterrupt: stopped; the session is whole and stands on @")
+    expect(training.output).to_contain_text("KeyboardInterrupt: interrupted; the session is unchanged; its head is @")
     assert session.ask("torch.is_grad_enabled()") == "True"
     assert "@endless" not in versions(session)
     session.run("%kd tune finetune --steps 2 --as after")

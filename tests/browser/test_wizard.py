@@ -1,6 +1,6 @@
-"""A session by keyboard alone, in a real JupyterLab: the wizard builds, runs, stops, compares and exports, and what is left of it without a kernel.
+"""A session by keyboard in a real JupyterLab: the wizard builds, runs, cancels, compares and exports, and its report remains without a kernel.
 
-The tests go on from one another, each from what the fixtures before it did.
+The tests build on one another.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ for _ in range(8):
         nn.functional.cross_entropy(net(train[0][chosen]), train[1][chosen]).backward()
         optimizer.step()
 """
-"""A small net that reads digits."""
+"""A small net that classifies digits."""
 
 USED = "%kd use {net} --train {train} --eval {held} --measures quality parameters size"
-HEARD = """form => {
-    addEventListener('keydown', () => { window.pressed = performance.now(); window.told = []; }, true);
+RECORD_MESSAGES = """form => {
+    addEventListener('keydown', () => { window.pressed = performance.now(); window.messages = []; }, true);
     new MutationObserver(changes => {
-        for (const { target } of changes) window.told.push([(performance.now() - window.pressed) / 1000, target.textContent]);
+        for (const { target } of changes) window.messages.push([(performance.now() - window.pressed) / 1000, target.textContent]);
     }).observe(form, { childList: true, subtree: true, characterData: true });
 }"""
-"""Keeps what the form comes to say after each key, and the seconds from the key to it."""
+"""Records each text that the form shows after a key, and the seconds since the key."""
 
-BUILT = "%%kd small\nprune channels --ratio 0.25\ntune finetune --epochs 8.0\nquantize static"
+BUILT = "%%kd small\nprune channels --ratio 0.25\ntune finetune --epochs 8\nquantize static"
 RUN = BUILT.replace("small", "small --on @base")
 PICTURES = ("compare", "pareto", "layers", "weights", "agreement", "confusion", "sensitivity")
 
 
 class Wizard(Walker):
-    """A walker in a wizard, and what is to be seen there."""
+    """A walker in a wizard, and the parts of the form."""
 
     def __init__(self, cell):
         super().__init__(cell.notebook.page, cell.output.locator(".kdkit-wizard"))
         self.notebook, self.cell, self.form = cell.notebook, cell, self.area
 
     def enter(self):
-        """Go from the cell into the form, past the one button of the cell's own."""
+        """Move the focus from the cell into the form, past the cell's own button."""
         self.notebook.press("Tab", "Tab")
         self.stays()
 
     @property
     def lines(self):
-        """The magics that do the same."""
+        """The magic lines that do the same."""
         return self.form.locator("pre").last
 
     @property
@@ -80,19 +80,19 @@ class Wizard(Walker):
 
     @property
     def report(self):
-        """What stays below the form."""
-        return self.cell.output.locator(".jp-RenderedHTMLCommon").filter(has_text="What was done is kept here.").last
+        """The report below the form."""
+        return self.cell.output.locator(".jp-RenderedHTMLCommon").filter(has_text="This report stays in the notebook.").last
 
-    def told(self, words):
-        """What was said with these words since the last key, and after how many seconds."""
-        return [(after, text) for after, text in self.notebook.page.evaluate("() => window.told") if re.search(words, text)]
+    def messages(self, words):
+        """The messages since the last key that match a pattern, with their seconds."""
+        return [(after, text) for after, text in self.notebook.page.evaluate("() => window.messages") if re.search(words, text)]
 
     def step(self, number):
-        """What stands beside the buttons of a step."""
+        """The row of a step."""
         return self.form.get_by_role("button", name=f"Edit {number}", exact=True).locator("xpath=ancestor::*[contains(@class, 'widget-hbox')][2]")
 
     def technique(self, stage, **fields):
-        """Choose a technique and fill in its fields."""
+        """Choose a technique and fill its fields."""
         for name, word in zip(("family", "technique"), stage.split(), strict=True):
             self.choose(name, word)
         for name, value in fields.items():
@@ -101,9 +101,9 @@ class Wizard(Walker):
 
 @pytest.fixture(scope="module")
 def wizard(notebook, lab):
-    """A wizard that was just opened, the focus on its first control."""
+    """A new wizard with the focus on its first control."""
     notebook.open(lab.write("digits.ipynb", SETUP))
-    # where a cell was not run, Lab asks whether a button in a widget may be trusted
+    # if no cell was run, Lab asks whether a widget's button may be trusted
     notebook.cell(0).select()
     notebook.cell(0).start()
     notebook.cell(0).wait()
@@ -114,28 +114,28 @@ def wizard(notebook, lab):
     opened.form.get_by_role("tab").first.wait_for()
     print(f"form after {time.monotonic() - began:.2f} s")
     cell.wait()
-    opened.form.evaluate(HEARD)
+    opened.form.evaluate(RECORD_MESSAGES)
     opened.enter()
     return opened
 
 
 @pytest.fixture(scope="module")
 def begun(wizard):
-    """A session on the net and its data."""
+    """A session with the net and its data."""
     expect(wizard.lines).to_have_text("%kd use {net}")
     wizard.open("Data and task")
     wizard.choose("train", "train")
     wizard.choose("eval", "held")
     wizard.write("textbox", "measures", "quality parameters size")
     expect(wizard.lines).to_have_text(USED)
-    wizard.press("Begin")
+    wizard.press("Start")
     expect(wizard.status).to_have_text(re.compile("taking the model: done"))
     return wizard
 
 
 @pytest.fixture(scope="module")
 def built(begun):
-    """A pipeline of three stages, which were put together in a wrong order, moved and changed."""
+    """A pipeline of three stages, added in a wrong order, then moved and changed."""
     begun.open("Pipeline")
     begun.technique("quantize static")
     begun.press("Add step")
@@ -143,7 +143,7 @@ def built(begun):
     begun.technique("prune channels")
     expect(begun.form).to_contain_text("put prune channels before quantize static (step 1)")
     begun.press("Add step")
-    expect(begun.step(2)).to_contain_text("✗ can't stand here: prune channels (step 2) needs float weights")
+    expect(begun.step(2)).to_contain_text("✗ not valid here: prune channels (step 2) needs float weights")
     expect(begun.form.get_by_role("button", name="Predict")).to_be_disabled()
     begun.press("Up 2")
     expect(begun.lines).to_have_text("%%kd\nprune channels\nquantize static")
@@ -151,9 +151,9 @@ def built(begun):
     begun.technique("tune finetune", epochs="8")
     begun.press("Add step")
     begun.press("Up 3")
-    expect(begun.lines).to_have_text("%%kd\nprune channels\ntune finetune --epochs 8.0\nquantize static")
+    expect(begun.lines).to_have_text("%%kd\nprune channels\ntune finetune --epochs 8\nquantize static")
     begun.press("Edit 1")
-    expect(begun.status).to_have_text(re.compile("^step 1 is edited"))
+    expect(begun.status).to_have_text(re.compile("^editing step 1"))
     begun.write("spinbutton", "ratio", "0.25")
     begun.press("Change step")
     expect(begun.form.get_by_role("button", name="Edit 1")).to_be_focused()
@@ -164,7 +164,7 @@ def built(begun):
 
 @pytest.fixture(scope="module")
 def finished(built):
-    """The pipeline was run; what was told of it was heard."""
+    """The wizard after it ran the pipeline."""
     built.open("Run")
     built.press("Run")
     expect(built.status).to_have_text(re.compile("running the pipeline: done after"))
@@ -176,7 +176,7 @@ def versions(wizard):
     return literal_eval(wizard.notebook.ask("[version.name for version in notebook.session(get_ipython()).versions]"))
 
 
-def test_a_session_is_begun_and_its_data_and_task_are_recognised(begun):
+def test_a_new_session_recognises_its_data_and_task(begun):
     begun.open("Data and task")
     expect(begun.form).to_contain_text("arrays of (x, y): 1200 items")
     expect(begun.form).to_contain_text("Task: classification, since outputs (batch, 10) and integer labels.")
@@ -186,48 +186,48 @@ def test_a_session_is_begun_and_its_data_and_task_are_recognised(begun):
     expect(begun.lines).to_have_text("%kd layers")
 
 
-def test_a_pipeline_is_built_moved_changed_judged_and_foretold(built):
+def test_a_pipeline_is_built_reordered_edited_validated_and_predicted(built):
     expect(built.step(1)).to_contain_text("1. prune channels --ratio 0.25 ✓ fits")
-    expect(built.step(2)).to_contain_text("2. tune finetune --epochs 8.0 ✓ fits")
+    expect(built.step(2)).to_contain_text("2. tune finetune --epochs 8 ✓ fits")
     expect(built.step(3)).to_contain_text("3. quantize static ✓ fits, with convert onnx inserted before it")
     built.press("Predict")
-    foretold = built.form.get_by_role("table").filter(has_text="predicted; nothing was run")
-    expect(foretold.get_by_role("row", name=re.compile("^prune channels --ratio 0.25 1.21 k 4.84 kB"))).to_be_visible()
+    predicted = built.form.get_by_role("table").filter(has_text="predicted; nothing was run")
+    expect(predicted.get_by_role("row", name=re.compile("^prune channels --ratio 0.25 1.21 k 4.84 kB"))).to_be_visible()
 
 
 def test_progress_moves_while_a_pipeline_runs_and_it_ends_with_a_report(finished):
-    told = finished.told("^tune finetune .* loss")
-    print(f"progress after {finished.told('stage 1 of 3')[0][0]:.2f} s, {len(told)} times in the training")
-    assert len({text for _, text in told}) > 1
+    messages = finished.messages("^tune finetune .* loss")
+    print(f"progress after {finished.messages('stage 1 of 3')[0][0]:.2f} s, {len(messages)} times in the training")
+    assert len({text for _, text in messages}) > 1
     expect(finished.form).to_contain_text("3 of 3 stages done")
     expect(finished.form.get_by_role("table").filter(has_text="accuracy")).to_contain_text("1.21 k")
     finished.stays()
     assert "@small" in versions(finished)
 
 
-def test_a_training_is_cancelled_at_once_and_the_session_is_whole(finished):
-    finished.press("Go on from the result")
+def test_a_training_is_cancelled_at_once_and_the_session_is_unchanged(finished):
+    finished.press("Continue from the result")
     expect(finished.form.get_by_role("combobox", name="family")).to_be_focused()
     finished.choose("on", "@base")
     finished.technique("tune finetune", epochs="100000")
     finished.press("Add step")
-    expect(finished.lines).to_have_text("%kd tune finetune --epochs 100000.0 --on @base")
+    expect(finished.lines).to_have_text("%kd tune finetune --epochs 100000 --on @base")
     finished.open("Run")
     finished.press("Run")
     expect(finished.form.get_by_role("button", name="Cancel")).to_be_focused()
-    finished.form.get_by_text(re.compile("epoch .* loss")).wait_for()
+    finished.form.get_by_text(re.compile("finetune · epoch .* loss")).wait_for()
     before = versions(finished)
     finished.press("Cancel")
     expect(finished.status).to_have_text(re.compile("cancelled after"))
-    took = finished.told("cancelled after")[0][0]
+    took = finished.messages("cancelled after")[0][0]
     print(f"cancelled after {took:.2f} s")
-    assert took < 3, "a busy machine is slow; that it takes less than a second is tested without a browser"
+    assert took < 3, "the machine may be busy; another test checks one second without a browser"
     expect(finished.form).to_contain_text("Stopped: tune finetune was cancelled")
     assert versions(finished) == before
     assert finished.notebook.ask("torch.is_grad_enabled()") == "True"
 
 
-def test_every_point_of_the_frontier_is_reached_by_keyboard_and_says_what_it_is(finished):
+def test_every_point_of_the_frontier_is_reached_by_keyboard_and_labelled(finished):
     finished.open("Compare")
     expect(finished.lines).to_have_text("%kd pareto")
     for name in ("@base", "@1", "@2", "@3", "@small"):
@@ -235,7 +235,7 @@ def test_every_point_of_the_frontier_is_reached_by_keyboard_and_says_what_it_is(
         expect(point).to_be_focused()
 
 
-def test_a_version_is_saved_and_exported_where_the_line_says(finished, lab):
+def test_a_version_is_saved_and_exported_to_the_path_of_the_line(finished, lab):
     finished.open("Export")
     for word, path in (("save", "kept"), ("export", "small.onnx")):
         finished.choose("as", word)
@@ -257,19 +257,19 @@ def test_the_lines_are_inserted_into_a_new_cell_below(finished):
     finished.keys.press("Enter")
     expect(finished.notebook.page.locator(".jp-Notebook-cell")).to_have_count(len(before) + 1)
     assert finished.notebook.sources() == [*before, "%kd code"]
-    # back, as a person would
+    # back to the form, by keyboard
     finished.notebook.press("ArrowUp")
     finished.enter()
 
 
 @pytest.fixture(scope="module")
 def troubled(finished):
-    """A pipeline whose last step can't stand where it is, and the error of what was pressed nevertheless."""
+    """A pipeline whose last step is invalid at its place, and the error after Run."""
     finished.open("Pipeline")
     for stage in ("quantize static", "prune channels"):
         finished.technique(stage)
         finished.press("Add step")
-    expect(finished.step(3)).to_contain_text("✗ can't stand here")
+    expect(finished.step(3)).to_contain_text("✗ not valid here")
     finished.open("Run")
     finished.press("Run")
     expect(finished.form).to_contain_text("✗ Error: prune channels")
@@ -277,7 +277,7 @@ def troubled(finished):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_wrong_with_any_tab_nor_with_an_error_nor_with_the_report(theme, troubled):
+def test_axe_finds_no_violation_in_any_tab_error_or_report(theme, troubled):
     troubled.notebook.theme(theme)
     troubled.press("Run")
     expect(troubled.form).to_contain_text("✗ Error")
@@ -289,11 +289,11 @@ def test_axe_finds_nothing_wrong_with_any_tab_nor_with_an_error_nor_with_the_rep
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_wrong_with_any_picture(theme, finished):
+def test_axe_finds_no_violation_in_any_chart(theme, finished):
     finished.notebook.theme(theme)
     finished.open("Compare")
     for picture in PICTURES:
-        finished.choose("picture", picture)
+        finished.choose("chart", picture)
         if picture in ("layers", "weights", "sensitivity", "confusion"):
             finished.choose({"weights": "after"}.get(picture, "version"), "@2")
         finished.press("Draw")
@@ -302,17 +302,17 @@ def test_axe_finds_nothing_wrong_with_any_picture(theme, finished):
     finished.open("Run")
 
 
-def test_after_a_reload_of_the_page_the_wizard_goes_on(troubled):
+def test_the_wizard_works_after_a_reload_of_the_page(troubled):
     reopened = reopen(troubled)
     reopened.open("Pipeline")
     reopened.press("Remove all steps")
     reopened.technique("tune finetune", epochs="3")
     reopened.press("Add step")
-    expect(reopened.lines).to_have_text("%kd tune finetune --epochs 3.0 --on @base")
+    expect(reopened.lines).to_have_text("%kd tune finetune --epochs 3 --on @base")
 
 
 def reopen(wizard):
-    """The wizard's notebook as it was saved, opened anew, the focus in the wizard if it is there."""
+    """Save the wizard's notebook and open it again, with the focus in the wizard."""
     wizard.notebook.command("docmanager:save")
     wizard.notebook.open("digits.ipynb")
     again = Wizard(wizard.notebook.cell(1))
@@ -323,7 +323,7 @@ def reopen(wizard):
 
 
 @pytest.mark.parametrize("kernel", ["a new kernel", "no kernel"])
-def test_what_was_done_is_read_with(kernel, finished):
+def test_the_report_remains_readable_with(kernel, finished):
     notebook = finished.notebook
     notebook.command("docmanager:save")
     notebook.page.goto("about:blank")
@@ -335,11 +335,11 @@ def test_what_was_done_is_read_with(kernel, finished):
         notebook.page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')")
         notebook.command("docmanager:open", path="digits.ipynb", kernelPreference={"shouldStart": False, "autoStartDefault": False})
     again = Wizard(notebook.cell(1))
-    expect(again.report).to_contain_text("The form of %kd wizard lives only while its kernel does: run the cell again to have it back.")
+    expect(again.report).to_contain_text("The forms of %kd wizard need a running kernel: run the cell again to restore them.")
     expect(again.report.get_by_role("heading").first).to_have_text("kdkit: @small")
     expect(again.report.get_by_role("row", name=re.compile("^@small . quantize static"))).to_be_visible()
     expect(again.report.get_by_role("listitem", name=re.compile("^@small: .*on the frontier"))).to_be_visible()
     expect(again.report.get_by_role("img", name=re.compile("Loss"))).to_be_visible()
     expect(again.form).to_have_count(0)
-    # without a kernel ipywidgets' own extension fails so in any notebook, also in one that has no widgets
+    # without a kernel, ipywidgets' own extension raises this in any notebook
     notebook.errors[:] = [error for error in notebook.errors if error != "Cannot read properties of null (reading 'kernel')"]

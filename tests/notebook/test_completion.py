@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "offered", "withheld"),
     [
@@ -60,7 +63,7 @@ from hypothesis import strategies as some
         ("%%time\nx", [], ["prune"]),
     ],
 )
-def test_what_may_stand_next_is_offered(cells, text, offered, withheld):
+def test_what_may_come_next_is_offered(cells, text, offered, withheld):
     found = cells.complete(text)
     assert set(offered) <= set(found)
     assert not set(withheld) & set(found)
@@ -91,9 +94,41 @@ def test_a_technique_of_the_notebook_is_offered_at_once(cells, offered):
     assert cells.complete("%kd prune mine --s") == ["--share", "--seed"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("%kd tune mixed --bits 0", ["0="]),
+        ("%kd tune mixed --bits 0=8 2", ["2="]),
+        ("%kd tune mixed --bits=2", ["2="]),
+        ("%kd tune mixed --bits 0=", ["4", "8"]),
+        ("%kd tune mixed --bits 0=4 2=8", ["8"]),
+        ("%kd tune mixed --bits=0=", ["4", "8"]),
+        ("%kd tune mixed --fixed 0=", ["true", "false"]),
+        ("%kd tune mixed --fixed 0=true --bi", ["--bits"]),
+    ],
+)
+def test_layers_are_offered_before_the_equals_sign_of_a_mapping_and_values_after_it(cells, offered, text, found):
+    import kdkit
+
+    class Mixed(kdkit.Stage):
+        """Another number of bits for each layer."""
+
+        id: ClassVar = "tune.mixed"
+        bits: dict[str, Literal[4, 8]] = kdkit.param({}, "bits, by layer", names="layers")
+        fixed: dict[str, bool] = kdkit.param({}, "layers that stay", names="layers")
+
+        def apply(self, model, context):
+            """Leave the model alone."""
+
+    offered(Mixed)
+    assert cells.complete(text) == found
+
+
 PIECES = ["%kd ", "%%kd ", "prune ", "channels ", "--ratio", "=", " ", "{", "}", "'", "@", "\n", "help ", "$", "-o", "x = "]
 
 
+@pytest.mark.slow
 @given(some.one_of(some.text(max_size=25), some.lists(some.sampled_from(PIECES), max_size=8).map("".join)))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_completion_never_raises(cells, text):

@@ -7,6 +7,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+pytestmark = pytest.mark.slow
+
 SETUP = (
     "%load_ext kdkit\nimport torch\ntorch.set_num_threads(1)\n"
     "net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))\ndata = (torch.randn(16, 4), torch.arange(16) % 2)"

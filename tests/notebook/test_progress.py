@@ -7,8 +7,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from kdkit.context import Progress
 from kdkit.notebook.progress import Bar, Clock, watch
+from kdkit.stages.context import Progress
 
 
 class Time:
@@ -21,30 +21,30 @@ class Time:
 def test_the_line_tells_stage_step_figures_and_time_left():
     time = Time()
     clock = Clock(time)
-    assert clock.tell(Progress("tune finetune", 0, 10, "epoch 1", {"loss": 1.25})) == "tune finetune · epoch 1 · 0 of 10 · loss 1.25"
+    assert clock.describe(Progress("tune finetune", 0, 10, "epoch 1", {"loss": 1.25})) == "tune finetune · epoch 1 · 0 of 10 · loss 1.25"
     time.now = 4.0
-    assert clock.tell(Progress("tune finetune", 4, 10, "epoch 1", {"loss": 1.0})) == "tune finetune · epoch 1 · 4 of 10 · loss 1 · 6 s left"
+    assert clock.describe(Progress("tune finetune", 4, 10, "epoch 1", {"loss": 1.0})) == "tune finetune · epoch 1 · 4 of 10 · loss 1 · 6 s left"
 
 
 def test_it_speaks_at_most_five_times_a_second_but_always_at_the_end():
     time = Time()
     clock = Clock(time)
-    told = []
+    reported = []
     for step in range(1, 101):
         time.now = step / 100
-        told.append(clock.tell(Progress("tune finetune", step, 100)))
-    assert 4 <= sum(map(bool, told)) <= 7
-    assert told[-1]
+        reported.append(clock.describe(Progress("tune finetune", step, 100)))
+    assert 4 <= sum(map(bool, reported)) <= 7
+    assert reported[-1]
 
 
-def test_the_next_stage_begins_anew():
+def test_the_next_stage_begins_again():
     time = Time()
     clock = Clock(time)
-    clock.tell(Progress("a", 5, 10))
+    clock.describe(Progress("a", 5, 10))
     time.now = 100.0
-    assert "left" not in clock.tell(Progress("b", 0, 10))
+    assert "left" not in clock.describe(Progress("b", 0, 10))
     time.now = 101.0
-    assert clock.tell(Progress("b", 1, 10)).endswith("9 s left")
+    assert clock.describe(Progress("b", 1, 10)).endswith("9 s left")
 
 
 @pytest.mark.parametrize(("quiet", "stable", "tty"), [(True, "0", True), (False, "1", True), (False, "0", False)])
@@ -60,10 +60,10 @@ def test_a_terminal_gets_one_line_that_is_wiped(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     with watch(types.SimpleNamespace(kernel=None)) as observe:
         observe(Progress("tune finetune", 1, 2))
-    told = capsys.readouterr().out
-    assert "tune finetune · 1 of 2" in told
-    assert told.endswith("\r\x1b[2K")
-    assert "\n" not in told
+    reported = capsys.readouterr().out
+    assert "tune finetune · 1 of 2" in reported
+    assert reported.endswith("\r\x1b[2K")
+    assert "\n" not in reported
 
 
 def test_the_bar_reads_the_same_whatever_it_shows():
@@ -82,7 +82,7 @@ def test_the_curves_of_every_term_are_drawn_at_most_once_a_second():
     pictures = set()
     for step in range(1, 41):
         time.now = step / 10
-        bar.hear(Progress("tune finetune", step, 40, "", {"loss": 1 / step, "label": 2 / step, "learning_rate": 0.1}))
+        bar.add(Progress("tune finetune", step, 40, "", {"loss": 1 / step, "label": 2 / step, "learning_rate": 0.1}))
         bar.show(Progress("tune finetune", step, 40), "told")
         pictures.add(bar._chart.value)
     assert 4 <= len(pictures - {""}) <= 5
@@ -98,7 +98,7 @@ def test_a_picture_that_takes_long_is_drawn_seldom():
 
     bar, pictures = Bar(Slow()), []
     for step in range(1, 151):
-        bar.hear(Progress("tune finetune", step, 150, "", {"loss": float(step)}))
+        bar.add(Progress("tune finetune", step, 150, "", {"loss": float(step)}))
         bar.show(Progress("tune finetune", step, 150), "told")
         pictures.append(bar._chart.value)
     assert len(set(pictures) - {""}) == 2
@@ -126,7 +126,7 @@ def test_another_stage_begins_new_curves_and_none_are_left_at_the_end():
     for stage, steps in (("tune finetune", (1, 2, 3)), ("distill soft", (1, 2))):
         for step in steps:
             time.now += 5
-            bar.hear(Progress(stage, step, 3, "", {"loss": float(step)}))
+            bar.add(Progress(stage, step, 3, "", {"loss": float(step)}))
             bar.show(Progress(stage, step, 3), "told")
     assert "Over step 1 to 2" in bar._chart.value
     bar.end("done", failed=False)
@@ -136,7 +136,7 @@ def test_another_stage_begins_new_curves_and_none_are_left_at_the_end():
 def test_a_stage_without_figures_has_no_curves():
     bar = Bar()
     for step in (1, 2, 3):
-        bar.hear(Progress("quantize static", step, 3))
+        bar.add(Progress("quantize static", step, 3))
         bar.show(Progress("quantize static", step, 3), "told")
     assert bar._chart.value == ""
 

@@ -1,12 +1,12 @@
-"""Wizards: a session by hand and eye.
+"""The wizard: build and run a pipeline with forms.
 
-| room | what is in it |
+| module | contents |
 |---|---|
-| `window.py` | the tabs, and how a button carries out a line |
-| `panes/` | what each tab shows, a module a tab |
-| `form.py`, `editors.py` | a class's fields as controls |
-| `draft.py`, `judgement.py` | the pipeline that is put together; what is said of it before it runs |
-| `worker.py` | the thread in which things are done |
-| `hand.py` | the same worked from Python |
-| `opening.py` | what `%kd wizard` shows, and what is left of it without a kernel |
+| `draft.py`, `validation.py` | the pipeline being edited, and which of its steps are valid |
+| `worker.py` | the thread that runs lines |
+| `controller.py` | the state and the actions: session, draft, worker |
+| `tab.py`, `tabs/` | the tabs, one module each |
+| `window.py` | the widget that holds the tabs |
+| `driver.py` | control of a wizard from Python |
+| `launch.py` | the output of `%kd wizard`, with widgets or as text |
 """

@@ -1,6 +1,6 @@
-"""A draft: a pipeline that is being put together. Where it begins, its steps as lines, and the `%kd` cell that would run it.
+"""A draft: a pipeline being edited. It has a start version, its steps as lines, and the `%kd` cell that would run it.
 
-A draft is never changed: each operation gives another one. What it shows is text, so that nothing is lost between a wizard and a cell.
+A draft is immutable: each operation returns a new one. Its steps are text, so nothing is lost between the wizard and a cell.
 """
 
 from __future__ import annotations
@@ -8,24 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdkit.contract import Stage, TrainStage
 from kdkit.errors import KdError
-from kdkit.lines import Reference, split, write_values
-from kdkit.notebook.grammar import header, unresolved
-from kdkit.notebook.verbs import Running
-from kdkit.pipeline import Pipeline, blocks, references
+from kdkit.notebook.parser import parse_header, parse_stage
+from kdkit.parameters.command_line import write_values
+from kdkit.parameters.tokenizer import named, split
+from kdkit.pipelines.needs import named_objects
+from kdkit.pipelines.pipeline import Pipeline
+from kdkit.pipelines.text import blocks
+from kdkit.stages.line_options import Running
+from kdkit.stages.stage import Stage
+from kdkit.training.stage import TrainStage
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A pipeline on its way.
+    """A pipeline being edited.
 
     Attributes:
-        steps: a line a stage; one of several lines is a group that trains in one loop.
-        start: the version it begins with; the head where it is empty.
-        label: of the version that comes of it.
-        seed: None for the session's.
-        dry_run: only to be judged and foretold.
+        steps: one stage each; a step of several lines is a group that trains in one loop.
+        start: the version to start from, empty for the head.
+        label: label of the new version.
+        seed: random seed, None for the session's.
+        dry_run: only validate and predict.
 
     >>> draft = Draft(("prune channels --ratio 0.5",), start="@base", label="slim")
     >>> draft.cell
@@ -44,18 +48,18 @@ class Draft:
 
     @property
     def cell(self) -> str:
-        """The magics that run it; empty without a step."""
+        """The line or cell that runs it; empty without a step."""
         if not self.steps:
             return ""
-        said = {"on": self.start or None, "seed": self.seed, "dry_run": self.dry_run or None}
-        where = write_values(Running, {name: value for name, value in said.items() if value is not None})
+        options = {"on": self.start or None, "seed": self.seed, "dry_run": self.dry_run or None}
+        where = write_values(Running, {name: value for name, value in options.items() if value is not None})
         label = write_values(Running, {"as_": self.label}) if self.label else []
         if len(self.steps) == 1 and "\n" not in self.steps[0]:
             return " ".join(["%kd", self.steps[0], *where, *label])
         return "\n".join([" ".join(["%%kd", *label[1:], *where]), *(written(step) for step in self.steps)])
 
     def stages(self) -> tuple[Stage, ...]:
-        """Its stages, with the source of an expression in place of its object.
+        """Its stages; an object is represented by the source of its expression.
 
         Raises:
             KdError: a step can't be read.
@@ -63,11 +67,11 @@ class Draft:
         return Pipeline.from_lines("\n".join(map(written, self.steps)), self.label, read).stages
 
     def named(self) -> set[str]:
-        """Names of objects that its stages ask for."""
-        return {name for stage in self.stages() for _, _, name in references(stage)}
+        """Names of the objects that its stages use."""
+        return {name for stage in self.stages() for _, _, name in named_objects(stage)}
 
     def with_step(self, step: str, at: int | None = None) -> Draft:
-        """With one step more, at the end or in place of another."""
+        """With a step appended, or replaced."""
         steps = [*self.steps, step] if at is None else [*self.steps[:at], step, *self.steps[at + 1 :]]
         return replace(self, steps=tuple(steps))
 
@@ -76,13 +80,13 @@ class Draft:
         return replace(self, steps=self.steps[:at] + self.steps[at + 1 :])
 
     def moved(self, at: int, by: int) -> Draft:
-        """With a step further up (-1) or down (1); at an end it stays."""
+        """With a step moved up (-1) or down (1); at an end it stays in place."""
         steps = list(self.steps)
         steps.insert(max(at + by, 0), steps.pop(at))
         return replace(self, steps=tuple(steps))
 
     def joined(self, at: int) -> Draft:
-        """With a step in one loop with the one above it.
+        """With a step and the one above it in one training loop.
 
         Raises:
             KdError: one of the two does not train.
@@ -94,12 +98,12 @@ class Draft:
         return replace(self, steps=(*self.steps[: at - 1], both, *self.steps[at + 1 :]))
 
     def parted(self, at: int) -> Draft:
-        """With a group's stages one after another."""
+        """With the stages of a group as separate steps."""
         return replace(self, steps=(*self.steps[:at], *self.steps[at].splitlines(), *self.steps[at + 1 :]))
 
     @classmethod
     def of(cls, text: str) -> Draft:
-        """The draft that a `%kd` line, a `%%kd` cell or plain stage lines stand for.
+        """The draft of a `%kd` line, a `%%kd` cell or plain stage lines.
 
         Raises:
             KdError: it can't be read.
@@ -110,38 +114,30 @@ class Draft:
         text = text.strip()
         if text.startswith("%%kd"):
             first, _, body = text.partition("\n")
-            running, _ = header(first.removeprefix("%%kd"), lambda name, word: word)
+            running = parse_header(first.removeprefix("%%kd")).values
         else:
             body = text.removeprefix("%kd ")
             words = split(body)
             if not words:
-                raise KdError("there is no stage in it", "write one a line, such as prune channels --ratio 0.5")
-            running = Running() if words[:1] == ["together:"] or "\n" in body else unresolved(words)[2]
-        return cls(_steps(body), running.on or "", running.as_ or "", running.seed)
+                raise KdError("there is no stage to run", "write one stage a line, such as prune channels --ratio 0.5")
+            running = {} if words[:1] == ["together:"] or "\n" in body else parse_stage(words).running
+        options = Running.build("%kd", running)
+        return cls(_steps(body), options.on or "", options.as_ or "", options.seed)
 
 
 def written(step: str) -> str:
-    """A step as it stands in a `%%kd` cell."""
+    """A step as written in a `%%kd` cell."""
     return step if "\n" not in step else "\n".join(["together:", *("    " + line for line in step.splitlines())])
 
 
 def read(line: str) -> Stage:
-    """A stage out of its line, with the source of an expression in place of its object.
+    """The stage of a line; an object is represented by the source of its expression.
 
     Raises:
         KdError: it can't be read.
     """
-    made, values, _ = unresolved(split(line))
-    return made.build(made.id.replace(".", " ", 1), {name: named(value) for name, value in values.items()})
-
-
-def named(value: Any) -> Any:
-    """A value with the source of an expression in place of what it stands for.
-
-    >>> named((Reference("big"), "small"))
-    ('big', 'small')
-    """
-    return value.source if isinstance(value, Reference) else tuple(map(named, value)) if isinstance(value, tuple) else value
+    parsed = parse_stage(split(line))
+    return parsed.target.build(parsed.title, {name: named(value) for name, value in parsed.values.items()})
 
 
 def _steps(body: str) -> tuple[str, ...]:
@@ -151,10 +147,10 @@ def _steps(body: str) -> tuple[str, ...]:
 
 
 def rewritten(line: str, **more: Any) -> str:
-    """A stage's line as kdkit writes it, with some values set anew.
+    """A stage's line as kdkit writes it, with some values replaced.
 
     >>> rewritten("tune finetune --steps=3   # short", resume=True)
     'tune finetune --steps 3 --resume'
     """
-    made, values, _ = unresolved(split(line))
-    return " ".join([*made.id.split(".", 1), *write_values(made, values | more)])
+    parsed = parse_stage(split(line))
+    return " ".join([*parsed.title.split(), *write_values(parsed.target, parsed.values | more)])

@@ -1,4 +1,4 @@
-"""The worker: one piece of work at a time, in a thread, so that the kernel stays usable and Cancel is heard."""
+"""The worker: runs one task at a time in a thread, so that the kernel stays free and Cancel works."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kdkit.errors import Cancelled, KdError
 
 
 class Worker:
-    """Does one thing at a time, each in a thread that ends with it.
+    """Runs one task at a time, each in its own thread.
 
     Attributes:
-        busy: what it is doing; empty while nothing.
+        busy: the name of the running task, empty if there is none.
 
     >>> worker, found = Worker(), []
     >>> worker.start("adding", lambda: 1 + 1, lambda value, error: found.append(value))
@@ -28,14 +28,14 @@ class Worker:
         self._threads: list[threading.Thread] = []
 
     def start(self, what: str, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        """Do `work`, and when it is over call `done` with (what it gave, None) or (None, the error it raised).
+        """Run `work`, then call `done` with (its result, None) or (None, its error).
 
         Raises:
-            KdError: it is busy.
+            KdError: another task is running.
         """
         with self._starting:
             if self.busy:
-                raise KdError(f"{self.busy} is not done yet", "wait for it, or cancel it first")
+                raise KdError(f"another action is running: {self.busy}", "wait for it, or cancel it first")
             self.busy = what
         self._threads = [each for each in self._threads if each.is_alive()]
         self._threads.append(threading.Thread(target=self._do, args=(work, done), name="kdkit-wizard", daemon=True))
@@ -51,12 +51,12 @@ class Worker:
         done(made, error)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until all is over, or so many seconds have gone."""
+        """Wait until all tasks end, or for so many seconds."""
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(seconds)
 
 
-def ended(error: BaseException | None) -> str:
-    """How a piece of work ended, in a word."""
+def outcome_word(error: BaseException | None) -> str:
+    """How a task ended, in a word."""
     return "done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"

@@ -1,1 +1,1 @@
-"""What the teacher sees on the way: objectives over the outputs of layers."""
+"""Feature distillation: objectives over the outputs of layers."""

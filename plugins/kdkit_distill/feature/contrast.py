@@ -1,18 +1,18 @@
-"""Contrastive representation distillation: a student knows an item by what the teacher sees in it, among thousands of others.
+"""Contrastive representation distillation: the student's feature of an item identifies the teacher's among thousands of others.
 
 Tian, Krishnan and Isola, "Contrastive Representation Distillation", 2020 (arXiv:1910.10699).
 
-Both features are embedded, f -> W f / ‖W f‖, and kept for all items in two banks that follow by a momentum. An anchor's own
-item in the other net's bank is the positive, K drawn others are the negatives; h is the probability that a pair is a true one:
+Both features are embedded, f -> W f / ‖W f‖, and two memory banks keep a moving average for each item. An anchor's own
+item in the other net's bank is the positive, K random others are the negatives; h is the probability that a pair is a positive:
 
     h = e^{s / .07} / (e^{s / .07} + Z K / N), loss = -log h(positive) - Σ log (1 - h(negative)), for both nets as the anchor.
 
-Z is fixed by the first batch. Negatives are of other classes where labels are there (an item counts as a class of its own until
-the training has seen it), otherwise any other item.
+The first batch fixes Z. With labels, negatives are of other classes (an item counts as its own class until the training
+has seen it); without labels, negatives are any other items.
 
-Pitfalls: items need numbers that stay the same in all epochs, as lists, arrays and datasets give; a stream has none. What an
-item's loss is depends on what the banks hold, so batches can't be accumulated, and several processes would keep banks of
-their own. The banks take 2 x items x 128 x 4 bytes, and a step compares its batch with the whole bank.
+Pitfalls: items need numbers that stay the same in all epochs; lists, arrays and datasets have them, a stream has none. An item's
+loss depends on the content of the banks, so batches can't be accumulated, and several processes would each keep their own
+banks. The banks use 2 x items x 128 x 4 bytes, and a step compares its batch with the whole bank.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.errors import KdError
-from kdkit.tasks.contract import wide
-from kdkit.training import Step, Term
+from kdkit import KdError, Step, Term, param
+from kdkit.tasks import at_least_float32
 from kdkit_distill.feature.stage import LayerStage, term_name
-from kdkit_distill.matching import penultimate
-from kdkit_distill.pooling import vectors
-from kdkit_distill.projections import width_of
-from kdkit_distill.signals import Exchange, Pair
+from kdkit_distill.layers.pooling import vectors
+from kdkit_distill.layers.projections import width_of
+from kdkit_distill.layers.stage_detection import penultimate
+from kdkit_distill.signals import Pair, SignalPair
+from kdkit_distill.weighting import Weight, weighted
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 EMBEDDED = 128
 MOST_NEGATIVES = 16384
@@ -57,7 +56,7 @@ def contrast(similarity: Tensor, log_z: Tensor, items: int, temperature: float =
     >>> contrast(torch.zeros(1, 2), torch.tensor(0.0), 1).exp().round(decimals=4)
     tensor([4.])
     """
-    similarity = wide(similarity)
+    similarity = at_least_float32(similarity)
     odds = similarity / temperature - log_z - math.log((similarity.shape[1] - 1) / items)
     return -F.logsigmoid(odds[:, 0]) - F.logsigmoid(-odds[:, 1:]).sum(1)
 
@@ -66,8 +65,8 @@ def other_items(numbers: Tensor, classes: Tensor, draws: int, generator: torch.G
     """Items of other classes, drawn uniformly and with replacement: (batch, draws) int64.
 
     Args:
-        numbers: (batch,) int64, the items that want negatives.
-        classes: (items,) int64, of all items; below 0 where it is not known: such an item is a class of its own.
+        numbers: (batch,) int64, the items to draw negatives for.
+        classes: (items,) int64, of all items; below 0 if unknown: such an item is its own class.
         draws: how many for each.
         generator: on the device of `numbers`.
 
@@ -85,7 +84,7 @@ def other_items(numbers: Tensor, classes: Tensor, draws: int, generator: torch.G
     first, after = torch.searchsorted(found, mine), torch.searchsorted(found, mine, right=True)
     alone = (after - first == items)[:, None]
     drawn = torch.randint(2**62, (len(numbers), draws), generator=generator, device=numbers.device)
-    # the classes' items stand side by side: draw from all but one's own stretch, and step over it
+    # each class's items are contiguous: draw from all positions except those of the own class, and skip them
     place = drawn % (items - (after - first)).clamp_min(1)[:, None]
     place = place + torch.where(place >= first[:, None], (after - first)[:, None], 0)
     any_other = drawn % max(items - 1, 1)
@@ -94,7 +93,7 @@ def other_items(numbers: Tensor, classes: Tensor, draws: int, generator: torch.G
 
 
 class Bank(nn.Module):
-    """Both nets' embeddings of all items, and the layers that embed.
+    """The embeddings of all items by both nets, and the embedding layers.
 
     Args:
         student, teacher: sizes of the features.
@@ -121,7 +120,7 @@ class Bank(nn.Module):
         """Both features (batch, size) as vectors (batch, 128) of length 1."""
         one = self.embed_student(student.to(self.embed_student.weight.dtype))
         two = self.embed_teacher(teacher.to(self.embed_teacher.weight.dtype))
-        return F.normalize(wide(one), dim=-1), F.normalize(wide(two), dim=-1)
+        return F.normalize(at_least_float32(one), dim=-1), F.normalize(at_least_float32(two), dim=-1)
 
     def compare(self, one: Tensor, two: Tensor, numbers: Tensor, others: Tensor, temperature: float) -> Tensor:
         """The loss of each item, (batch,): the student among the teacher's items, and the teacher among the student's.
@@ -144,8 +143,8 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def follow(self, one: Tensor, two: Tensor, numbers: Tensor, momentum: float) -> None:
-        """Move the items' places in the banks towards what was just seen."""
-        # new banks, since the backward pass still wants the old ones
+        """Update the items' entries in the banks towards the new embeddings."""
+        # new tensors, since the backward pass still needs the old ones
         self.of_student, self.of_teacher = (
             bank.index_copy(0, numbers, F.normalize(momentum * bank[numbers] + (1 - momentum) * seen.to(bank.dtype), dim=-1))
             for bank, seen in ((self.of_student, one), (self.of_teacher, two))
@@ -153,19 +152,20 @@ class Bank(nn.Module):
 
 
 class Contrast(LayerStage):
-    """Tell the teacher's feature of each item from those of thousands of others (CRD).
+    """Identify the teacher's feature of each item among those of thousands of others (CRD).
 
     Loss per item: (1 - alpha) · label loss + alpha · weight · [-log h(own) - Σ log(1 - h(other))], from both sides, with
     h = e^{cos / .07} / (e^{cos / .07} + Z K / N) over banks of all N items' embeddings. The layers before the heads are compared.
     """
 
     id: ClassVar[str] = "distill.contrast"
+    known_as: ClassVar[tuple[str, ...]] = ("CRD",)
     relational: ClassVar[bool] = True
 
-    weight: float = param(0.8, "factor of the technique's terms", gt=0, search=(0.1, 10))
-    negatives: int | None = param(None, "items each one is told from, K; 16384, or one less than there are, when not said", ge=1)
+    weight: Weight = weighted(0.8, pull=0.8, search=(0.1, 10))
+    negatives: int | None = param(None, "items that each item is contrasted with, K; default: 16384, or all others if there are fewer", ge=1)
     temperature: float = param(0.07, "of the similarities", gt=0, advanced=True)
-    momentum: float = param(0.5, "share of the old in a bank's new entry", ge=0, lt=1, advanced=True)
+    momentum: float = param(0.5, "share of the old value in an updated entry of a bank", ge=0, lt=1, advanced=True)
 
     def suggested_pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
         if teacher is None or self.count is not None:
@@ -176,24 +176,24 @@ class Contrast(LayerStage):
         data = context.data(self.data)
         if data.example().numbers is None or data.items is None:
             raise KdError(
-                f"{self.title} keeps a place for each item, and the items of {data.why} have no numbers",
-                "give a data set or arrays instead of a stream: items that can be had by number",
-                "or a technique without a memory: distill similarity, distill relations",
+                f"{self.title} keeps an entry for each item, but the items of {data.reason} have no numbers",
+                "pass a data set or arrays instead of a stream, so that items have numbers",
+                "or use a technique without a memory: distill similarity, distill relations",
             )
         if data.items < 2:
-            raise KdError(f"{self.title} tells items from one another, and {data.why} has {data.items}", "give more data")
+            raise KdError(f"{self.title} contrasts items, but {data.reason} has {data.items}", "pass more data")
         made = nn.ModuleDict()
         for number, (student, teacher) in enumerate(features):
-            made[str(number)] = Bank(width_of(student.shape), width_of(teacher.shape), data.items, context.seed).to(student.device, wide(student).dtype)
+            made[str(number)] = Bank(width_of(student.shape), width_of(teacher.shape), data.items, context.seed).to(student.device, at_least_float32(student).dtype)
         return made
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         numbers = self._numbers(seen.step)
         for pair, (key, student, teacher) in zip(seen.pairs, seen.features(), strict=True):
             bank = seen.modules[key]
             assert isinstance(bank, Bank)
             self._learn_classes(bank, seen.step, numbers)
-            # of the step, so that a resumed training draws what it would have drawn
+            # seeded by the step, so that a resumed training draws the same negatives
             generator = torch.Generator(numbers.device).manual_seed(bank.seed * 1_000_003 + seen.step.index)
             others = other_items(numbers, bank.classes, self.negatives or min(MOST_NEGATIVES, len(bank.classes) - 1), generator)
             one, two = bank.embedded(vectors(student, seen.step.batch), vectors(teacher, seen.step.batch))
@@ -203,7 +203,7 @@ class Contrast(LayerStage):
 
     def _numbers(self, step: Step) -> Tensor:
         if step.batch.numbers is None:
-            raise KdError(f"{self.title} keeps a place for each item, and the items of a batch have no numbers", "give a data set or arrays instead of a stream")
+            raise KdError(f"{self.title} keeps an entry for each item, but the items of a batch have no numbers", "pass a data set or arrays instead of a stream")
         return step.batch.numbers
 
     @staticmethod

@@ -1,14 +1,14 @@
-"""Knowledge review: shallow features of the teacher teach the student's deeper ones, which are fused on the way back.
+"""Knowledge review: the student's deep features are fused with its shallow ones, and match the teacher's shallow features.
 
 Chen et al., "Distilling Knowledge via Knowledge Review", 2021 (arXiv:2104.09044).
 
-From the deepest layer to the first, the student's feature is fused with what came from the deeper ones, by weights that are
-learned for each place (ABF), and compared with the teacher's at several scales (HCL): itself, and pooled to 4x4, 2x2 and 1x1
-with weights 1, 1/2, 1/4, 1/8 over their sum.
+From the deepest layer to the first, the student's feature is fused with the result of the deeper ones, with weights learned
+for each place (ABF), and compared with the teacher's at several scales (HCL): full size, and pooled to 4x4, 2x2 and 1x1,
+with weights 1, 1/2, 1/4, 1/8 divided by their sum.
 
-The authors' fusions hold batch norms; here they are left out, so that an item's value is its own and accumulated batches are the
-same training. Pitfalls: the paper raises the weight over the first 20 epochs (--weight-warmup); the fusions train, and are gone
-afterwards. One pair of layers has nothing to review; it is hints at several scales.
+The authors' fusions contain batch norms. They are left out here, so that an item's loss does not depend on its batch and
+accumulated batches give the same training. Pitfalls: the paper raises the weight over the first 20 epochs (--weight-warmup); the
+fusions are trained, but not saved. With one pair of layers there is nothing to fuse: it is the same as hints at several scales.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdkit.errors import KdError
-from kdkit.tasks.contract import wide
-from kdkit.training import Term
+from kdkit import KdError, Term
+from kdkit.tasks import at_least_float32
 from kdkit_distill.feature.stage import LayerStage, term_name
+from kdkit_distill.layers.projections import matched, matched_shapes, sequence_of
 from kdkit_distill.precision import wide_pair
-from kdkit_distill.projections import matched, matched_shapes, sequence_of
-from kdkit_distill.signals import Exchange
+from kdkit_distill.signals import SignalPair
+from kdkit_distill.weighting import Weight, weighted
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 MOST_CHANNELS = 512
 SCALES = (4, 2, 1)
 
 
 def hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean squared difference of two maps at their own size, and pooled to 4x4, 2x2 and 1x1; weights 1, 1/2, 1/4, 1/8 over their sum.
+    """The mean squared difference of two maps at their own size, and pooled to 4x4, 2x2 and 1x1; weights 1, 1/2, 1/4, 1/8 divided by their sum.
 
     Args:
         student: (batch, channels, height, width); computed in float32 at least.
@@ -53,20 +53,20 @@ def hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
     for scale in SCALES:
         if scale < student.shape[2]:
             weight /= 2
-            # the mean is linear: pooling the difference is the difference of what is pooled
+            # pooling is linear: pool the difference instead of both maps
             total = total + weight * F.adaptive_avg_pool2d(student - teacher, scale).square().flatten(1).mean(1)
             held += weight
     return total / held
 
 
 class Fusion(nn.Module):
-    """A student's map fused with what came from a deeper one (ABF): each place has learned weights for the two.
+    """Fuses a student's map with the result of a deeper one (ABF), with learned weights for each place.
 
     Args:
         inputs: channels of the student's map.
         middle: channels in which maps are fused.
         outputs: channels of the teacher's map.
-        deeper: whether there is a deeper one.
+        deeper: whether there is a deeper map to fuse with.
     """
 
     def __init__(self, inputs: int, middle: int, outputs: int, deeper: bool):
@@ -86,7 +86,7 @@ class Fusion(nn.Module):
 
 
 class Reviewer(nn.Module):
-    """Fusions for the pairs of a net, which go from the deepest to the first.
+    """The fusions of all pairs, applied from the deepest to the first.
 
     Args:
         channels: (student's, teacher's) of each pair, in order of depth.
@@ -98,7 +98,7 @@ class Reviewer(nn.Module):
         self.fusions = nn.ModuleList(Fusion(student, middle, teacher, number < len(channels) - 1) for number, (student, teacher) in enumerate(channels))
 
     def forward(self, students: Sequence[Tensor]) -> list[Tensor]:
-        """What each of the student's maps (in order of depth) has become for the teacher's."""
+        """The student's maps, in order of depth, fused and in the teacher's channels."""
         found: list[Tensor] = []
         deeper: Tensor | None = None
         for fusion, student in zip(reversed(list(self.fusions)), reversed(students), strict=True):
@@ -110,24 +110,27 @@ class Reviewer(nn.Module):
 class Review(LayerStage):
     """Match the features of layers, the student's fused with its deeper ones, at several scales (ReviewKD).
 
-    Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of HCL(ABF(f_s, deeper), f_t). For maps; the pairs are
-    reviewed in the order in which they are named, which is that of depth.
+    Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of HCL(ABF(f_s, deeper), f_t). For maps only. Name the
+    pairs in order of depth.
     """
 
     id: ClassVar[str] = "distill.review"
+    known_as: ClassVar[tuple[str, ...]] = ("ReviewKD", "knowledge review")
+
+    weight: Weight = weighted(1.0, pull=0.4, search=(0.1, 10))
 
     def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
         odd = next((student for student, _ in features if student.dim() != 4), None)
         if odd is not None:
             raise KdError(
-                f"{self.title} fuses maps, (batch, channels, height, width), and a feature of the student has shape {tuple(odd.shape)}",
-                "--layers student_layer=teacher_layer names others; for tokens and vectors: distill hints",
+                f"{self.title} fuses maps, (batch, channels, height, width), but a feature of the student has shape {tuple(odd.shape)}",
+                "choose other layers: --layers student_layer=teacher_layer; for tokens and vectors: distill hints",
             )
         shapes = [matched_shapes(tuple(student.shape), tuple(teacher.shape), sequence_of(context.example)) for student, teacher in features]
         reviewer = Reviewer([(student[1], teacher[1]) for student, teacher in shapes])
-        return nn.ModuleDict({"reviewer": reviewer.to(features[0][0].device, wide(features[0][0]).dtype)})
+        return nn.ModuleDict({"reviewer": reviewer.to(features[0][0].device, at_least_float32(features[0][0]).dtype)})
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         weights = next(seen.modules.parameters())
         fused = seen.modules["reviewer"]([student.to(weights.dtype) for _, student, _ in seen.features()])
         for pair, mine, (_, _, theirs) in zip(seen.pairs, fused, seen.features(), strict=True):

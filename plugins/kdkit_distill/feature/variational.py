@@ -1,13 +1,13 @@
-"""Variational information distillation: the student's features tell as much as they can of the teacher's.
+"""Variational information distillation: maximize the mutual information of the student's and the teacher's features.
 
 Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019 (arXiv:1904.05835).
 
-A lower bound of the mutual information of two features: the teacher's is taken for normal, its mean predicted from the
-student's, with a variance for each channel that is learned too. A channel that the student can't predict gets a large variance,
-and so little weight.
+The loss is a bound on the mutual information of two features: the teacher's feature is modelled as a normal distribution, its
+mean predicted from the student's, with a learned variance for each channel. A channel that the student can't predict gets a
+large variance, and so a small weight.
 
-Pitfalls: the value may be negative, and is not zero for equal features; at its optimum it is half the log of the variance
-that is left. Mean and variance train beside the student and are gone afterwards.
+Pitfalls: the value may be negative, and is not zero for equal features; at its optimum it is half the log of the remaining
+variance, plus a constant. Mean and variance are trained with the student, but not saved.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdkit.tasks.contract import wide
-from kdkit.training import Term
+from kdkit import Term
+from kdkit.tasks import at_least_float32
 from kdkit_distill.feature.stage import LayerStage, counted, term_name
+from kdkit_distill.layers.projections import Sequence, matched, matched_shapes, sequence_of, width_of
 from kdkit_distill.precision import wide_pair
-from kdkit_distill.projections import Sequence, matched, matched_shapes, sequence_of, width_of
-from kdkit_distill.signals import Exchange
+from kdkit_distill.signals import SignalPair
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 LEAST_VARIANCE = 1e-5
 BEGINNING_VARIANCE = 5.0
 
 
 def negative_log_likelihood(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
-    """½ [(mean - teacher)² / variance + log variance]: -log of a normal density, but for a constant.
+    """½ [(mean - teacher)² / variance + log variance]: -log of a normal density, without its constant.
 
     Args:
         mean: (batch, channels, height, width), (batch, tokens, hidden) or (batch, size); computed in float32 at least.
         variance: (channels,), above 0.
-        teacher: as `mean`.
+        teacher: same shape as `mean`.
 
     Returns:
-        (batch,), the mean over all of a map; for tokens (batch, tokens).
+        (batch,), the mean over a map or vector; for tokens (batch, tokens).
 
     >>> negative_log_likelihood(torch.zeros(2, 3), torch.ones(3), torch.ones(2, 3))
     tensor([0.5000, 0.5000])
     """
     mean, teacher = wide_pair(mean, teacher)
-    variance = wide(variance)
+    variance = at_least_float32(variance)
     spread = variance[:, None, None] if mean.dim() == 4 else variance
     values = 0.5 * ((mean - teacher).square() / spread + spread.log())
     return values.mean(-1) if values.dim() == 3 else values.flatten(1).mean(1)
 
 
 class Prediction(nn.Module):
-    """A teacher's feature as a student's predicts it: a mean by three 1x1 convolutions, or linears, and a variance a channel.
+    """Predicts a teacher's feature from a student's: a mean by three 1x1 convolutions or linear layers, and a variance for each channel.
 
     Args:
         student, teacher: shapes, as for `Projection`.
@@ -81,25 +81,26 @@ class Prediction(nn.Module):
         return F.softplus(self.scale) + LEAST_VARIANCE
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """What the teacher's feature costs: see `negative_log_likelihood`."""
-        one, two = matched(wide(student), wide(teacher), self.sequence)
+        """The negative log-likelihood of the teacher's feature, see `negative_log_likelihood`."""
+        one, two = matched(at_least_float32(student), at_least_float32(teacher), self.sequence)
         return negative_log_likelihood(self.mean(one.to(self.scale.dtype)), self.variance, two)
 
 
 class Variational(LayerStage):
-    """Predict the teacher's features, each channel weighted by how well it can be (VID).
+    """Predict the teacher's features, each channel weighted by how well it can be predicted (VID).
 
     Loss per item: (1 - alpha) · label loss + alpha · weight · Σ over pairs of mean ½ [(mu(f_s) - f_t)² / v + log v], with mu three
-    1x1 convolutions and v a variance a channel, which begins at 5; both train beside the student. It may be negative.
+    1x1 convolutions and v a variance for each channel, initially 5; both are trained with the student. The loss may be negative.
     """
 
     id: ClassVar[str] = "distill.variational"
+    known_as: ClassVar[tuple[str, ...]] = ("VID",)
 
     def modules(self, features: list[tuple[Tensor, Tensor]], context: Context) -> nn.ModuleDict:
         sequence = sequence_of(context.example)
-        made = [Prediction(tuple(student.shape), tuple(teacher.shape), sequence).to(student.device, wide(student).dtype) for student, teacher in features]
+        made = [Prediction(tuple(student.shape), tuple(teacher.shape), sequence).to(student.device, at_least_float32(student).dtype) for student, teacher in features]
         return nn.ModuleDict({str(number): module for number, module in enumerate(made)})
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         for pair, (key, student, teacher) in zip(seen.pairs, seen.features(), strict=True):
             yield Term(term_name("variational", pair, seen), counted(seen.modules[key](student, teacher), seen.step))

@@ -1,1 +1,1 @@
-"""How the teacher relates items to one another: objectives over a batch, or over two layers."""
+"""Relation distillation: objectives over the relations between the items of a batch, or between two layers."""

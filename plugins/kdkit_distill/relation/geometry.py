@@ -1,4 +1,4 @@
-"""What relations between the items of a batch are made of: directions and distances."""
+"""Geometry of the items of a batch: directions and distances."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows of length 1, (..., size); a row of zeros stays so, and gets no gradient.
+    """Rows of length 1, (..., size); a row of zeros stays zero, and gets no gradient.
 
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    # the largest entry first, or squares of 1e30 overflow and those of 1e-30 vanish
+    # divide by the largest entry first, or squares of 1e30 overflow and those of 1e-30 vanish
     top = rows.detach().abs().amax(-1, keepdim=True)
     rows = rows / torch.where(top > 0, top, 1.0)
     square = rows.square().sum(-1, keepdim=True)
@@ -21,7 +21,7 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def distances(rows: Tensor) -> Tensor:
-    """Euclidean distances between the rows, (items, items); at distance 0 the gradient is 0, and not nan.
+    """Euclidean distances between the rows, (items, items); at distance 0 the gradient is 0, not nan.
 
     >>> distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     tensor([[0., 5.],

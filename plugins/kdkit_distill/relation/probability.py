@@ -1,13 +1,14 @@
-"""Probability: how likely each item picks each other as its neighbour is the teacher's distribution (PKT).
+"""Probability: the student matches the teacher's probabilities that one item is a neighbour of another (PKT).
 
 Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018 (arXiv:1803.10837).
 
     K_ij = (cos(f_i, f_j) + 1) / 2     p_j|i = K_ij / Σ_{k≠i} K_ik     L_i = Σ_{j≠i} p_j|i · log(p_j|i / q_j|i)
 
-As in the paper an item is no neighbour of its own; the published code counts it, which only pulls both distributions
-together. That code also takes the mean over B² where this is a sum over a row: its weight of 30000 at 64 items is 470 here.
+As in the paper, an item is not its own neighbour; the published code counts it, which only makes both distributions more
+similar. That code also averages over B², while this sums over a row: its weight of 30000 at 64 items is 470 here, which pulls
+about as hard as the labels on a CIFAR ResNet.
 
-Pitfalls: two items have but one neighbour each, so three are the least that say anything; with hundreds of items the shares
+Pitfalls: of two items each has only one neighbour, so a batch needs at least three; with hundreds of items the probabilities
 are nearly uniform and the loss is small.
 """
 
@@ -19,13 +20,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdkit.contract import param
 from kdkit_distill.precision import full_precision, wide_pair
 from kdkit_distill.relation.geometry import unit
 from kdkit_distill.relation.stage import RelationStage
+from kdkit_distill.weighting import Weight, weighted
 
 LEAST = 1e-7
-"""The kernel of opposite vectors, whose logarithm is taken."""
+"""The least kernel value, so that its logarithm is finite."""
 
 
 @full_precision
@@ -34,7 +35,7 @@ def neighbour_probabilities(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: features (batch, ...), flattened; computed in float32 at least.
-        teacher: features (batch, ...), of any other size an item.
+        teacher: features (batch, ...); the size of an item may differ.
 
     Returns:
         (batch,), at least 0.
@@ -42,8 +43,8 @@ def neighbour_probabilities(student: Tensor, teacher: Tensor) -> Tensor:
     >>> neighbour_probabilities(torch.eye(3), 2 * torch.eye(3))
     tensor([0., 0., 0.])
     """
-    said, asked = (_log_shares(each.flatten(1)) for each in wide_pair(student, teacher))
-    return (asked.exp() * (asked - said)).sum(1)
+    predicted, expected = (_log_shares(each.flatten(1)) for each in wide_pair(student, teacher))
+    return (expected.exp() * (expected - predicted)).sum(1)
 
 
 def _log_shares(rows: Tensor) -> Tensor:
@@ -56,20 +57,21 @@ def _log_shares(rows: Tensor) -> Tensor:
 
 
 class Probability(RelationStage):
-    """Match which neighbours each item of a batch is likely to pick (PKT).
+    """Match each item's probabilities over its neighbours in a batch (PKT).
 
-    Loss of an item: KL(p ‖ q) over the other items, shares of the cosine kernel (cos + 1) / 2. Layers of any width can
-    be compared; it takes at least three items.
+    Loss of an item: KL(p ‖ q) over the other items, p and q from the cosine kernel (cos + 1) / 2. Widths of layers may
+    differ. A batch needs at least three items.
     """
 
     id: ClassVar[str] = "distill.probability"
+    known_as: ClassVar[tuple[str, ...]] = ("PKT",)
 
-    weight: float = param(470.0, "factor of the technique's terms", gt=0, search=(50, 5000))
+    weight: Weight = weighted(470.0, pull=1, search=(50, 5000))
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.batch_size == 2:
-            yield "--batch-size 2 leaves each item one other to pick, so there is nothing to learn; it takes at least three"
+            yield "--batch-size 2 leaves each item only one neighbour, so there is nothing to learn; use at least 3"
 
     def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
         yield "probability", 1.0, neighbour_probabilities

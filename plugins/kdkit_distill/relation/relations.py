@@ -1,13 +1,13 @@
-"""Relations: distances and angles between items are the teacher's (RKD).
+"""Relations: the student matches the teacher's distances and angles between items (RKD).
 
 Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019 (arXiv:1904.05068).
 
     L = 25 · mean_ij huber(d_ij/μ of student, of teacher) + 50 · mean_ijk huber(cos∠ijk of student, of teacher)
     μ: the mean of the batch's distances above 0; ∠ijk: the angle at item j
 
-Pitfalls: means are over all B² pairs and B³ triples, those of an item with itself included, as in the published code; equal
-points have distance and cosine 0, and no gradient there. Angles take B³ · size operations: memory is bounded by taking a few
-corners at a time and computing them again in the backward pass, time is not. Above some hundred items use --angle-weight 0.
+Pitfalls: means are over all B² pairs and B³ triples, including pairs of an item with itself, as in the published code; equal
+points have distance and cosine 0, without a gradient. Angles take B³ · size operations. Memory is bounded: a few corners are
+computed at a time, and again in the backward pass. Time is not bounded: use --angle-weight 0 above about a hundred items.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdkit.contract import param
+from kdkit import param
 from kdkit_distill.precision import full_precision, wide_pair
 from kdkit_distill.relation.geometry import distances, unit
 from kdkit_distill.relation.stage import RelationStage
+from kdkit_distill.weighting import Weight, weighted
 
 AT_ONCE = 2**24
-"""Numbers that the angles at a few corners may take at a time, 64 MB in float32."""
+"""The most numbers that angles hold in memory at a time, 64 MB in float32."""
 
 
 @full_precision
 def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
-    """The Huber distance between both nets' relative distances, its mean over each item's row.
+    """The Huber distance between both nets' relative distances, averaged over each item's row.
 
     Args:
         student: features (batch, ...), flattened; computed in float32 at least.
-        teacher: features (batch, ...), of any other size an item.
+        teacher: features (batch, ...); the size of an item may differ.
 
     Returns:
-        (batch,), whose mean is the published loss; 0 where all points are equal in both.
+        (batch,); the mean is the published loss; 0 where all points are equal in both.
 
     >>> distance_relations(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [6.0]]))
     tensor([0., 0., 0.])
@@ -49,15 +50,15 @@ def distance_relations(student: Tensor, teacher: Tensor) -> Tensor:
 
 @full_precision
 def angle_relations(student: Tensor, teacher: Tensor, at_once: int = AT_ONCE) -> Tensor:
-    """The Huber distance between both nets' cosines of the angles at each item, its mean over all pairs of others.
+    """The Huber distance between both nets' cosines of the angles at each item, averaged over all pairs of others.
 
     Args:
         student: features (batch, ...), flattened; computed in float32 at least.
-        teacher: features (batch, ...), of any other size an item.
-        at_once: bound of the numbers held at a time.
+        teacher: features (batch, ...); the size of an item may differ.
+        at_once: the most numbers to hold at a time.
 
     Returns:
-        (batch,), whose mean is the published loss.
+        (batch,); the mean is the published loss.
 
     >>> corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> angle_relations(corners, 3 * corners)
@@ -73,7 +74,7 @@ def angle_relations(student: Tensor, teacher: Tensor, at_once: int = AT_ONCE) ->
 
 
 def _relative(distance: Tensor) -> Tensor:
-    """Distances over the mean of those above 0."""
+    """Distances divided by the mean of those above 0."""
     mean = distance.sum() / (distance > 0).sum().clamp_min(1)
     return distance / torch.where(mean > 0, mean, 1.0)
 
@@ -84,7 +85,7 @@ def _at_corners(student: Tensor, teacher: Tensor, start: int, stop: int) -> Tens
 
 
 def _cosines(rows: Tensor, start: int, stop: int) -> Tensor:
-    """Of the angles at some items, between the directions to all: (corners, items, items)."""
+    """The cosines of the angles at some items, between the directions to all others: (corners, items, items)."""
     directions = unit(rows[None] - rows[start:stop, None])
     return directions @ directions.transpose(1, 2)
 
@@ -92,14 +93,16 @@ def _cosines(rows: Tensor, start: int, stop: int) -> Tensor:
 class Relations(RelationStage):
     """Match the distances and angles between the items of a batch (RKD).
 
-    Loss: 25 · Huber distance of relative distances + 50 · Huber distance of the cosines of angles. Layers of any width
-    can be compared. Angles take batch³ operations: --angle-weight 0 leaves them out where batches are large.
+    Loss: 25 · Huber distance of relative distances + 50 · Huber distance of the cosines of angles. Widths of
+    layers may differ. Angles take batch³ operations: use --angle-weight 0 for large batches.
     """
 
     id: ClassVar[str] = "distill.relations"
+    known_as: ClassVar[tuple[str, ...]] = ("RKD", "relational KD")
 
+    weight: Weight = weighted(1.0, pull=10, search=(0.1, 10))
     distance_weight: float = param(25.0, "factor of the distances", ge=0, search=(1, 100))
-    angle_weight: float = param(50.0, "factor of the angles; 0 leaves them out", ge=0, search=(1, 100))
+    angle_weight: float = param(50.0, "factor of the angles; 0: none", ge=0, search=(1, 100))
 
     def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
         if self.distance_weight:

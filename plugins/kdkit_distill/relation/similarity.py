@@ -1,11 +1,12 @@
-"""Similarity: what excites the teacher alike shall excite the student alike (SP).
+"""Similarity: items that are similar for the teacher should be similar for the student (SP).
 
 Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019 (arXiv:1907.09682).
 
     L = 1/B² · ‖ rows(F_s F_sᵀ) - rows(F_t F_tᵀ) ‖²     F: (batch, everything else flattened), rows: each of length 1
 
 Pitfalls: rows are normalized, not the features; the value depends on the batch and its size (entries shrink as 1/√B, so
-weights are not comparable between batch sizes), and batches can't be accumulated.
+weights are not comparable between batch sizes, which the default weight, chosen from gradients, makes up for), and batches can't
+be accumulated.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdkit.contract import param
 from kdkit_distill.precision import full_precision, wide_pair
 from kdkit_distill.relation.geometry import unit
 from kdkit_distill.relation.stage import RelationStage
+from kdkit_distill.weighting import Weight, weighted
 
 
 @full_precision
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """How much an item's similarities to the batch differ: the mean over the batch of the squared differences.
+    """The mean squared difference between both nets' similarities of an item to the batch.
 
     Args:
         student: features (batch, ...), flattened; computed in float32 at least.
-        teacher: features (batch, ...), of any other size an item.
+        teacher: features (batch, ...); the size of an item may differ.
 
     Returns:
-        (batch,), whose mean is the published loss.
+        (batch,); the mean is the published loss.
 
     >>> import torch
     >>> similarity(torch.eye(2), torch.ones(2, 3)).round(decimals=4)
@@ -41,7 +42,7 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    # the scale of all features together cancels in the normalization, and their squares may not fit
+    # the scale of all features cancels in the normalization; without this division squares may overflow
     top = rows.detach().abs().amax()
     rows = rows / top.masked_fill(top == 0, 1.0)
     return rows @ rows.T
@@ -50,14 +51,15 @@ def _gram(rows: Tensor) -> Tensor:
 class Similarity(RelationStage):
     """Match which items of a batch are similar (SP).
 
-    Loss of an item: the mean over the batch of (row of F_s F_sᵀ - row of F_t F_tᵀ)², rows of length 1. Layers of any
-    width can be compared. The batch decides the value: choose its size with care, at least two items, 64 in the paper's runs.
+    Loss of an item: the mean over the batch of (row of F_s F_sᵀ - row of F_t F_tᵀ)², rows of length 1. Widths of
+    layers may differ. The value depends on the batch size: at least 2; the paper uses 64.
     """
 
     id: ClassVar[str] = "distill.similarity"
+    known_as: ClassVar[tuple[str, ...]] = ("SP", "SPKD", "similarity-preserving")
     pools_maps: ClassVar[bool] = False
 
-    weight: float = param(3000.0, "factor of the technique's terms", gt=0, search=(300, 30000))
+    weight: Weight = weighted(3000.0, pull=2, search=(300, 30000))
 
     def objectives(self) -> Iterable[tuple[str, float, Callable[[Tensor, Tensor], Tensor]]]:
         yield "similarity", 1.0, similarity

@@ -1,1 +1,1 @@
-"""What the teacher answers: objectives over its logits."""
+"""Response distillation: objectives over the teacher's logits."""

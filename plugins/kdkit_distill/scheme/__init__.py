@@ -1,1 +1,1 @@
-"""Who teaches whom, when, and on what."""
+"""Schemes: which models teach, in which order, and on which data."""

@@ -1,10 +1,10 @@
-"""The attack: inputs moved by projected gradient ascent within an attacker's reach (PGD), and the accuracy that is left under it.
+"""The attack: inputs changed by projected gradient ascent within an attacker's limits (PGD), and accuracy under attack.
 
 Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018
 (arXiv:1706.06083).
 
 Pitfalls: accuracy under PGD is an upper bound, and stronger attacks (AutoAttack) find more. An attack clamped to the wrong range
-of pixels is none, so inputs outside of it are refused.
+of pixels has no effect, so inputs outside the range are refused.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data import Batch, Data
-from kdkit.errors import KdError
-from kdkit.seeding import seeded
-from kdkit.tasks import Classification, Task
+from kdkit import Batch, Data, KdError, Task
+from kdkit.guards import seeded
+from kdkit.tasks import Classification
 
 EVALUATION_STEPS = 20
-"""Of the attack under which robust accuracy is told."""
+"""Steps of the attack that robust accuracy is measured with."""
 
 Call = Callable[[Batch], Any]
-"""What gives a model's output for a batch, with a graph."""
+"""A function that returns a model's output for a batch, with a graph."""
 
 
 @dataclass(frozen=True)
 class Threat:
-    """What an attacker may do to an input, in pixel units: as it was before it was normalised.
+    """How an attacker may change an input, in pixel values, before normalisation.
 
     Attributes:
-        epsilon: the furthest that any value may be moved.
-        step: how far one step of the attack moves it.
+        epsilon: the largest change of a value.
+        step: the change in one step of the attack.
         low, high: the range of the pixels.
-        mean, std: of the normalisation that the inputs went through, one a channel; none where they are pixels.
+        mean, std: of the inputs' normalisation, one for each channel; empty if they are pixels.
 
     >>> Threat(0.1, 0.02).room(torch.tensor([[0.05, 0.5]]))
     (tensor([[0.0000, 0.4000]]), tensor([[0.1500, 0.6000]]))
@@ -53,56 +52,56 @@ class Threat:
         """Mean and deviation of the normalisation, in a shape that fits the inputs, (batch, channels, ...).
 
         Raises:
-            KdError: there are neither one nor as many as the inputs have channels.
+            KdError: there is neither one value nor one for each channel.
         """
         shape = (1, -1, *[1] * (inputs.ndim - 2)) if inputs.ndim > 1 else (-1,)
         found = [torch.tensor(values or (plain,), dtype=inputs.dtype, device=inputs.device).view(shape) for values, plain in ((self.mean, 0.0), (self.std, 1.0))]
         channels = inputs.shape[1] if inputs.ndim > 1 else 1
         if any(each.numel() not in (1, channels) for each in found):
             raise KdError(
-                f"--mean has {len(self.mean)} values and --std {len(self.std)}, and the inputs {tuple(inputs.shape)} have {channels} channels",
-                "give one a channel, or one for all",
+                f"--mean has {len(self.mean)} values and --std {len(self.std)}, but the inputs {tuple(inputs.shape)} have {channels} channels",
+                "pass one for each channel, or one for all",
             )
         return found[0], found[1]
 
     def room(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the greatest that each value of the inputs may become, in their own units."""
+        """The least and the greatest value that an attack may set at each place of the inputs, in their own units."""
         mean, std = self.scale(inputs)
         least, greatest = (self.low - mean) / std, (self.high - mean) / std
         reach = self.epsilon / std
         return torch.maximum(inputs - reach, least), torch.minimum(inputs + reach, greatest)
 
     def check(self, inputs: Tensor) -> None:
-        """See that the inputs are what the threat takes them for.
+        """Check that the inputs are in the range of the pixels.
 
         Raises:
-            KdError: some lie outside the range of the pixels.
+            KdError: some are outside it.
         """
         mean, std = self.scale(inputs)
         pixels = inputs * std + mean
-        # a normalisation in float32 comes back inexact
+        # undoing a normalisation in float32 is inexact
         slack = 1e-3 * (self.high - self.low)
         if pixels.min() < self.low - slack or pixels.max() > self.high + slack:
             undone = ", with --mean and --std undone," if self.mean or self.std else ""
             raise KdError(
-                f"the inputs{undone} go from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, and the attack is clamped to {self.low:g} to {self.high:g}",
-                "normalised inputs: say how, so that epsilon is in pixels: --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225",
-                "other units: --low and --high give their range, --epsilon and --attack-step the distances in them",
+                f"the inputs{undone} go from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, but the attack is clamped to {self.low:g} to {self.high:g}",
+                "for normalised inputs, pass mean and std, so that epsilon is in pixel values: --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225",
+                "for other units, set their range with --low and --high, and --epsilon and --attack-step in these units",
             )
 
 
 def pgd(loss: Callable[[Tensor], Tensor], inputs: Tensor, threat: Threat, steps: int, random_start: bool = True) -> Tensor:
-    """Projected gradient ascent on a loss within the threat's reach: x' = clamp(x' + step · sign(d loss / d x')).
+    """Projected gradient ascent on a loss within the threat's limits: x' = clamp(x' + step · sign(d loss / d x')).
 
     Args:
-        loss: of inputs, one value an item; nothing but its gradient by the inputs is taken.
-        inputs: (batch, ...) floating, left as they are.
-        threat: how far and in which range.
+        loss: maps inputs to one value for each item; only its gradient with respect to the inputs is computed.
+        inputs: (batch, ...) floating, not modified.
+        threat: the limits.
         steps: of the ascent.
-        random_start: begin anywhere within reach (torch's generator) instead of at the inputs.
+        random_start: start anywhere within the limits (torch's generator) instead of at the inputs.
 
     Returns:
-        The moved inputs, without a graph.
+        The changed inputs, without a graph.
 
     >>> moved = pgd(lambda x: x.sum(-1), torch.tensor([[0.5, 0.99]]), Threat(0.1, 0.05), steps=4, random_start=False)
     >>> moved
@@ -112,7 +111,7 @@ def pgd(loss: Callable[[Tensor], Tensor], inputs: Tensor, threat: Threat, steps:
     least, greatest = threat.room(inputs)
     _, std = threat.scale(inputs)
     stride, reach = threat.step / std, threat.epsilon / std
-    # inputs that were outside the range by rounding stay there rather than be pulled in
+    # inputs that are outside the range by rounding are not clamped into it
     least, greatest = torch.minimum(least, inputs), torch.maximum(greatest, inputs)
     moved = inputs + (2 * torch.rand_like(inputs) - 1) * reach if random_start else inputs.clone()
     moved = moved.clamp(least, greatest)
@@ -127,22 +126,22 @@ def pgd(loss: Callable[[Tensor], Tensor], inputs: Tensor, threat: Threat, steps:
 def robust_accuracy(
     call: Call, data: Data, threat: Threat | None = None, steps: int = EVALUATION_STEPS, items: int | None = None, task: Task | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """The share of right answers on clean inputs, and on the same inputs after PGD on the cross entropy.
+    """The accuracy on clean inputs, and on the same inputs after PGD on the cross entropy.
 
     Args:
-        call: the model as a function of a batch, in eval mode; see `kdkit.models.frozen`.
+        call: the model as a function of a batch, in eval mode; see `kdkit.models.evaluation.frozen`.
         data: labelled.
-        threat: epsilon 8/255 in steps of 2/255 on pixels from 0 to 1 when not said.
+        threat: epsilon 8/255 in steps of 2/255 on pixels from 0 to 1 by default.
         steps: of the attack.
-        items: only about so many, from the beginning of the data.
+        items: about how many to use, from the beginning of the data.
         task: a classification.
-        seed: of the random start; the caller's generators stay as they were.
+        seed: of the random start; the caller's generators are restored.
 
     Returns:
         "clean" and "robust", 0 to 1.
 
     Raises:
-        KdError: the inputs are not one float tensor, outside the threat's range, or without labels.
+        KdError: the inputs are not one float tensor, are outside the threat's range, or have no labels.
 
     >>> data = Data(lambda: [(torch.tensor([[0.2], [0.8], [0.49]]), torch.tensor([0, 1, 0]))], "three items")
     >>> robust_accuracy(lambda batch: torch.cat([0.5 - batch.args[0], batch.args[0] - 0.5], 1), data, Threat(0.1, 0.05))
@@ -162,28 +161,30 @@ def robust_accuracy(
             if items is not None and seen >= items:
                 break
     if not counted:
-        raise KdError(f"not one label of {data.why} counts", "robust accuracy needs labels")
+        raise KdError(f"{data.reason} has no labels that count", "robust accuracy needs labels")
     return dict(zip(("clean", "robust"), (right / counted).float().tolist(), strict=True))
 
 
 def label_losses(task: Task, output: Any, batch: Batch) -> Tensor:
-    """The task's label losses, one an item: (batch,)."""
+    """The task's label losses, one for each item: (batch,)."""
     values = task.losses(output, batch)
     return values if values.ndim == 1 else values.flatten(1).sum(1)
 
 
 def moved_part(batch: Batch) -> Tensor:
-    """The tensor of a batch that an attacker moves: its only input.
+    """The tensor of a batch that an attacker changes: its only input.
 
     Raises:
-        KdError: it has several, or none of floating numbers.
+        KdError: it has several inputs, or none of floating numbers.
 
     >>> moved_part(Batch((torch.zeros(2, 3),))).shape
     torch.Size([2, 3])
     """
     inputs = [*batch.args, *batch.kwargs.values()]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
-        raise KdError(f"an attack moves one tensor of floats, and the batch has {batch}", "images and waveforms can be attacked; token numbers can't be moved a little")
+        raise KdError(
+            f"an attack changes one tensor of floats, but the batch has {batch}", "images and waveforms can be attacked; token numbers can't be changed slightly"
+        )
     return inputs[0]
 
 

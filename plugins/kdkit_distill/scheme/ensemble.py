@@ -1,10 +1,10 @@
 """An ensemble: one student learns from several teachers of the same task.
 
 You, Xu, Xu, Tao, "Learning from Multiple Teacher Networks", 2017; Hinton, Vinyals, Dean, 2015 (arXiv:1503.02531), section 3.
-The note after the training tells the figures of each, of all together, and of the student.
+The note after the training shows the metric of each teacher, of their ensemble, and of the student.
 
-Pitfalls: members that err on the same items are one teacher at the price of several. The gate trusts who is sure, and a badly
-calibrated teacher is sure where it is wrong. All of them run at each step; --cache asks each once.
+Pitfalls: teachers that err on the same items are not better than one of them. The gate trusts confident teachers, and a badly
+calibrated teacher is confident where it is wrong. All teachers run at each step; with --cache each runs once for each item.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.data import Batch
-from kdkit.errors import KdError
-from kdkit.table import number
-from kdkit.tasks.contract import wide
+from kdkit import Batch, KdError, Task, param
+from kdkit.display import number
+from kdkit.tasks import at_least_float32
 from kdkit_distill.evaluation import figure, scored_data
 from kdkit_distill.response.soft import Soft
 from kdkit_distill.scheme.stage import SeveralTeachers, refuse
 from kdkit_distill.signals import Signal
-from kdkit_distill.sources import Panel, Several, Source
+from kdkit_distill.teachers.sources import MultiSource, Source, TeacherEnsemble
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 Combine = Literal["mean", "weighted", "gated", "logits"]
 Gate = Literal["entropy", "confidence"]
 
 _LEAST = 1e-6
-"""What the gate leaves to a teacher that knows nothing, so that all may."""
+"""The least trust in a teacher, so that the sum is above 0 if no teacher is confident."""
 
 
 def mixture(logits: Tensor, temperature: float, shares: Tensor | None = None) -> Tensor:
@@ -44,7 +42,7 @@ def mixture(logits: Tensor, temperature: float, shares: Tensor | None = None) ->
     Args:
         logits: (teachers, ..., classes); -inf rules a class out.
         temperature: T, above 0.
-        shares: w, (teachers, ...), not negative, sums 1 over the teachers; equal when not said.
+        shares: w, (teachers, ...), not negative, with sum 1 over the teachers; default: equal.
 
     Returns:
         (..., classes), float32 at least.
@@ -53,48 +51,48 @@ def mixture(logits: Tensor, temperature: float, shares: Tensor | None = None) ->
     >>> mixture(both, 2.0).div(2.0).softmax(-1)
     tensor([[0.5000, 0.5000]])
     """
-    said = torch.log_softmax(wide(logits) / temperature, -1)
-    weights = said.new_full(said.shape[:-1], 1 / len(said)) if shares is None else shares.to(said.dtype)
-    return temperature * torch.logsumexp(said + weights.log()[..., None], 0)
+    predicted = torch.log_softmax(at_least_float32(logits) / temperature, -1)
+    weights = predicted.new_full(predicted.shape[:-1], 1 / len(predicted)) if shares is None else shares.to(predicted.dtype)
+    return temperature * torch.logsumexp(predicted + weights.log()[..., None], 0)
 
 
 def gates(logits: Tensor, gate: Gate = "entropy") -> Tensor:
     """How far each teacher is trusted with an item: c_k / Σ_j c_j.
 
-    c = 1 - H(p) / log(classes) for "entropy", 0 for a teacher that knows nothing and 1 for a sure one; c = max p for
+    c = 1 - H(p) / log(classes) for "entropy", 0 for a uniform prediction and 1 for a certain one; c = max p for
     "confidence"; p = softmax(z) at temperature 1.
 
     Args:
         logits: (teachers, ..., classes).
 
     Returns:
-        (teachers, ...), sums 1 over the teachers.
+        (teachers, ...), with sum 1 over the teachers.
 
     >>> gates(torch.tensor([[[0.0, 0.0]], [[50.0, 0.0]]])).round(decimals=3)
     tensor([[0.],
             [1.]])
     """
-    said = torch.log_softmax(wide(logits), -1)
-    share = said.exp()
+    predicted = torch.log_softmax(at_least_float32(logits), -1)
+    share = predicted.exp()
     if gate == "confidence":
         trust = share.amax(-1)
     else:
-        entropy = -torch.where(share > 0, share * said, 0.0).sum(-1)
-        trust = 1 - entropy / math.log(said.shape[-1])
+        entropy = -torch.where(share > 0, share * predicted, 0.0).sum(-1)
+        trust = 1 - entropy / math.log(predicted.shape[-1])
     trust = trust.clamp_min(_LEAST)
     return trust / trust.sum(0)
 
 
-class Combined(Several):
-    """The teachers' answers combined to one distribution.
+class Combined(MultiSource):
+    """The teachers' predictions combined into one distribution.
 
     Args:
         names: of the teachers in the session.
         context: of the run.
-        combine: "mean" and "weighted" of probabilities, "gated" weighs them anew for each item, "logits" averages logits.
+        combine: "mean" or "weighted" mean of probabilities, "gated" with weights for each item, or "logits" for a mean of logits.
         temperature: at which probabilities are combined.
-        weights: of the teachers; equal when empty.
-        gate: what trust in a teacher is made of.
+        weights: of the teachers; equal if empty.
+        gate: the measure of a teacher's confidence.
     """
 
     def __init__(self, names: Sequence[str], context: Context, combine: Combine, temperature: float, weights: Sequence[float] = (), gate: Gate = "entropy"):
@@ -105,7 +103,7 @@ class Combined(Several):
 
     @property
     def model(self) -> nn.Module:
-        return Panel(self)
+        return TeacherEnsemble(self)
 
     def settings(self) -> str:
         return f"{self.combine} {self.temperature} {self.weights.tolist()} {self.gate}"
@@ -116,9 +114,9 @@ class Combined(Several):
             if signal.dense.shape != one.shape:
                 raise KdError(
                     f"teacher {name} answers {tuple(signal.dense.shape)}, teacher {self.names[0]} {tuple(one.shape)}",
-                    "an ensemble's teachers know the same classes in the same order; distill merge unites several label sets",
+                    "teachers of an ensemble need the same classes in the same order; distill merge unites several label sets",
                 )
-        logits = torch.stack([wide(signal.dense) for signal in signals])
+        logits = torch.stack([at_least_float32(signal.dense) for signal in signals])
         weights = self.weights.to(logits.device, logits.dtype)
         if self.combine == "logits":
             return Signal(torch.tensordot(weights, logits, 1))
@@ -126,46 +124,52 @@ class Combined(Several):
         return Signal(mixture(logits, self.temperature, shares))
 
 
-class Ensemble(SeveralTeachers, Soft):
+class Ensemble(Soft, SeveralTeachers):
     """Learn from several teachers of one task at once.
 
     The teacher's distribution is p = Σ_k w_k softmax(z_k / T), or softmax of Σ_k w_k z_k / T with --combine logits; w is
-    equal, given (--weights), or for each item the teachers' trust in their answers (gated: c_k / Σ c_j with
+    equal, set by --weights, or computed for each item from the teachers' confidence (gated: c_k / Σ c_j with
     c = 1 - entropy / log classes). The loss is that of `distill soft`.
     """
 
     id: ClassVar[str] = "distill.ensemble"
+    known_as: ClassVar[tuple[str, ...]] = ("multi-teacher KD", "multi-teacher distillation")
 
-    combine: Combine = param("mean", "of probabilities: their mean, weighted by --weights, or gated by how sure each is of an item; or the mean of logits")
-    weights: tuple[float, ...] = param((), "of the teachers, in their order; only what they are to each other counts")
-    gate: Gate = param("entropy", "what tells how sure a teacher is", advanced=True)
+    combine: Combine = param("mean", "mean of probabilities, weighted by --weights, or gated by each teacher's confidence in an item; or the mean of logits")
+    weights: tuple[float, ...] = param((), "of the teachers, in their order; only their ratios matter")
+    gate: Gate = param("entropy", "measure of a teacher's confidence", advanced=True)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         weighing = self.combine in ("weighted", "logits")
         if self.combine == "weighted" and not self.weights:
-            yield "--combine weighted wants --weights, a number a teacher"
+            yield "--combine weighted needs --weights, one number for each teacher"
         if self.weights and not weighing:
-            yield f"--weights go with --combine weighted or logits, not {self.combine}"
-        yield from self.weighted_oddly(self.weights)
+            yield f"--weights works with --combine weighted or logits, not {self.combine}"
+        yield from self.weight_conflicts(self.weights)
         if self.combine != "logits" and self.temperature_schedule != "constant":
-            yield f"--combine {self.combine} mixes probabilities of one temperature; leave out --temperature-schedule, or take --combine logits"
+            yield f"--combine {self.combine} mixes probabilities of one temperature; leave out --temperature-schedule, or use --combine logits"
         if self.combine != "logits" and not self.of_probabilities:
-            yield f"--divergence {self.divergence} compares answers as they are, so take their mean: --combine logits"
+            yield f"--divergence {self.divergence} compares raw outputs, so use their mean: --combine logits"
+
+    def incompatible_task(self, task: Task) -> str:
+        if task.predicts in ("labels", "numbers", "vectors") and self.combine != "logits":
+            return f"--combine {self.combine} mixes distributions over classes, and the models predict {task.predicts}; use the mean of their outputs: --combine logits"
+        return super().incompatible_task(task)
 
     def source(self, context: Context) -> Source:
         refuse(self)
         return Combined(self.teachers, context, self.combine, self.temperature, self.weights, self.gate)
 
-    def teach(self, model: nn.Module, context: Context) -> nn.Module:
-        made = super().teach(model, context)
-        if (told := measured(self, made, context if self.student is None else replace(context, original=model))) is not None:
-            context.note(told)
+    def train(self, model: nn.Module, context: Context) -> nn.Module:
+        made = super().train(model, context)
+        if (texts := measured(self, made, context if self.student is None else replace(context, original=model))) is not None:
+            context.note(texts)
         return made
 
 
 def measured(stage: Ensemble, student: nn.Module, context: Context) -> str | None:
-    """The figures of the student, of its ensemble and of each teacher on the eval data; None where there is none to score on."""
+    """The metrics of the student, of the ensemble and of each teacher on the eval data; None without eval data that can be scored."""
     data, task = scored_data(context), context.task
     if data is None:
         return None

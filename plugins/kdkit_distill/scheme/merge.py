@@ -1,11 +1,11 @@
-"""Merging label sets: teachers that know different classes make one student that knows them all.
+"""Merging label sets: one student learns the classes of several teachers.
 
 Vongkulbhisal, Vinayavekhin, Visentini-Scarzanella, "Unifying Heterogeneous Classifiers with Distillation", 2019
 (arXiv:1904.06062).
 
-Pitfalls: a teacher is sure of itself on items that it knows nothing of, so what counts is from which teacher's data an item
-comes: on digits 0-4 and 5-9 that is worth 3 to 7 points of accuracy over setting all logits side by side. A class that several
-teachers know must mean the same to all of them.
+Pitfalls: a teacher is confident even on items of classes that it does not know, so it matters from which teacher's data an item
+comes: on digits 0-4 and 5-9, using this gave 3 to 7 points more accuracy than concatenating all logits. A class shared by
+several teachers must mean the same for all of them.
 """
 
 from __future__ import annotations
@@ -18,39 +18,36 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import Needs, param
-from kdkit.data import Batch, Data, Joined
-from kdkit.errors import KdError
-from kdkit.tasks import IGNORED, CausalLM, Task
-from kdkit.tasks.contract import wide
-from kdkit.training import Term
+from kdkit import Batch, Data, KdError, Needs, Task, Term, param
+from kdkit.data import PairedData
+from kdkit.tasks import IGNORED, CausalLM, at_least_float32
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.ensemble import mixture
 from kdkit_distill.scheme.stage import SeveralTeachers, refuse
-from kdkit_distill.signals import Exchange, Signal
-from kdkit_distill.sources import Several, Source
+from kdkit_distill.signals import Signal, SignalPair
+from kdkit_distill.teachers.sources import MultiSource, Source
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 Objective = Literal["gated", "own-set", "concat"]
 TOGETHER, WHERE_FROM = "the sources together", "the source it is of"
-"""Under which names a training finds the data of --sources and what tells their teachers; no names that objects of a session can have."""
+"""Names under which a training finds the data of --sources and the teacher of each item; objects of a session can't have such names."""
 
 
 # Objectives ------------------------------------------------------------------------------------------------------------
 
 
 def side_by_side(logits: Sequence[Tensor], sets: Sequence[Sequence[int]], classes: int, temperature: float) -> Tensor:
-    """All teachers' logits in the union of their classes; of a class that several know, the mean of e^(z / T).
+    """All teachers' logits in the union of their classes; for a shared class, the mean of e^(z / T).
 
     Args:
-        logits: (..., classes of the teacher), one a teacher.
+        logits: (..., classes of the teacher), one for each teacher.
         sets: the places of each teacher's classes in the union.
         classes: of the union.
 
     Returns:
-        (..., classes): T · log mean_k e^(z_k / T), which is z itself where one teacher knows the class.
+        (..., classes): T · log mean_k e^(z_k / T), which is z if one teacher knows the class.
 
     >>> side_by_side([torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])], [(0, 2), (1,)], 3, 4.0)
     tensor([[1., 3., 2.]])
@@ -61,17 +58,17 @@ def side_by_side(logits: Sequence[Tensor], sets: Sequence[Sequence[int]], classe
 
 
 def at_home(logits: Sequence[Tensor], sets: Sequence[Sequence[int]], classes: int, temperature: float, owners: Tensor) -> Tensor:
-    """The mean of the probabilities of those teachers whose data an item is from; all other classes are ruled out.
+    """The mean of the probabilities of the teachers whose data contains the item; all other classes are ruled out.
 
     Args:
-        logits: (batch, classes of the teacher), one a teacher.
-        owners: (teachers, batch) bool; at least one teacher an item.
+        logits: (batch, classes of the teacher), one for each teacher.
+        owners: (teachers, batch) bool; at least one teacher for each item.
 
     Returns:
         (batch, classes): logits whose softmax at T is that mean.
 
-    >>> said = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])]
-    >>> at_home(said, [(0, 2), (1,)], 3, 1.0, torch.tensor([[True], [False]])).softmax(-1).round(decimals=2)
+    >>> logits = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])]
+    >>> at_home(logits, [(0, 2), (1,)], 3, 1.0, torch.tensor([[True], [False]])).softmax(-1).round(decimals=2)
     tensor([[0.2700, 0.0000, 0.7300]])
     """
     spread = torch.stack([_spread(each, places, classes) for each, places in zip(logits, sets, strict=True)])
@@ -81,7 +78,7 @@ def at_home(logits: Sequence[Tensor], sets: Sequence[Sequence[int]], classes: in
 
 def _spread(logits: Tensor, places: Sequence[int], classes: int) -> Tensor:
     """Logits at their places in the union, and -inf everywhere else."""
-    logits = wide(logits)
+    logits = at_least_float32(logits)
     found = logits.new_full((*logits.shape[:-1], classes), -torch.inf)
     found[..., list(places)] = logits
     return found
@@ -100,29 +97,29 @@ def off_home(student: Tensor, teacher: Tensor) -> Tensor:
     >>> off_home(torch.zeros(1, 4), torch.tensor([[1.0, 2.0, -torch.inf, -torch.inf]])).exp()
     tensor([2.])
     """
-    own = wide(student).masked_fill(torch.isneginf(teacher), -torch.inf)
-    return torch.logsumexp(wide(student), -1) - torch.logsumexp(own, -1)
+    own = at_least_float32(student).masked_fill(torch.isneginf(teacher), -torch.inf)
+    return torch.logsumexp(at_least_float32(student), -1) - torch.logsumexp(own, -1)
 
 
 def own_set(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """`soft_labels` within the classes that the teacher does not rule out, the student scaled up to 1 there.
+    """`soft_labels` within the classes that the teacher does not rule out, with the student's probabilities rescaled to sum 1.
 
     >>> own_set(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[1.0, 2.0, -torch.inf]]))
     tensor([0.])
     """
-    return soft_labels(wide(student).masked_fill(torch.isneginf(teacher), -torch.inf), teacher, temperature)
+    return soft_labels(at_least_float32(student).masked_fill(torch.isneginf(teacher), -torch.inf), teacher, temperature)
 
 
 # Label sets ------------------------------------------------------------------------------------------------------------
 
 
 def read_sets(text: str) -> tuple[list[tuple[int, ...]], list[str]]:
-    """The places of each teacher's classes in the union, and the union's names, out of "a b|b c".
+    """Parse "a b|b c": the places of each teacher's classes in the union, and the names of the union's classes.
 
-    Numbers are places themselves; names get theirs in the order in which they come.
+    Numbers are places; names get places in order of appearance.
 
     Raises:
-        KdError: a set is empty or names a class twice, or numbers leave places out.
+        KdError: a set is empty or contains a class twice, or the numbers have gaps.
 
     >>> read_sets("cat dog|dog fish")
     ([(0, 1), (1, 2)], ['cat', 'dog', 'fish'])
@@ -133,27 +130,27 @@ def read_sets(text: str) -> tuple[list[tuple[int, ...]], list[str]]:
     empty = [number for number, words in enumerate(sets, 1) if not words]
     twice = next((word for words in sets for word in words if words.count(word) > 1), None)
     if empty or twice:
-        what = f"set {empty[0]} is empty" if empty else f"a set names {twice!r} twice"
-        raise KdError(f"--classes {text!r}: {what}", 'a set a teacher, in the order of its head: --classes "cat dog|apple pear"')
+        what = f"set {empty[0]} is empty" if empty else f"a set contains {twice!r} twice"
+        raise KdError(f"--classes {text!r}: {what}", 'write one set for each teacher, in the order of its head: --classes "cat dog|apple pear"')
     words = list(dict.fromkeys(word for words in sets for word in words))
     if all(word.isdigit() for word in words):
         places = sorted(map(int, words))
         if places != list(range(len(places))):
-            raise KdError(f"--classes {text!r}: numbers are places in the student's head, 0 to {len(places) - 1}, and some are left out", "or give names instead")
+            raise KdError(f"--classes {text!r}: numbers are places in the student's head, 0 to {len(places) - 1}, but some are missing", "or use names instead")
         words = list(map(str, places))
     return [tuple(words.index(word) for word in each) for each in sets], words
 
 
-class Merged(Several):
-    """The teachers' answers in the union of their label sets.
+class Merged(MultiSource):
+    """The teachers' predictions over the union of their label sets.
 
     Args:
         names: of the teachers in the session.
         context: of the run.
         sets: the places of each teacher's classes in the union; None: one set after another.
         temperature: at which probabilities are averaged.
-        origin: the teacher of each item of the training data by number, -1 where it is not known; None: by the labels.
-        by_labels: whether labels tell where an item comes from.
+        origin: the number of each training item's teacher, -1 if unknown; None: by the labels.
+        by_labels: whether labels determine the teacher of an item.
     """
 
     def __init__(
@@ -189,11 +186,11 @@ class Merged(Several):
             self.sets = [tuple(range(begin, begin + width)) for begin, width in zip(begins, widths, strict=True)]
         for name, width, each in zip(self.names, widths, self.sets, strict=True):
             if width != len(each):
-                raise KdError(f"teacher {name} knows {width} classes, and --classes names {len(each)} for it", "name its classes in the order of its head")
+                raise KdError(f"teacher {name} has {width} classes, but --classes names {len(each)} for it", "name its classes in the order of its head")
         return self.sets
 
     def _owners(self, batch: Batch, sets: Sequence[tuple[int, ...]], device: torch.device) -> Tensor | None:
-        """Which teachers' data each item is from, (teachers, batch) bool; None where nothing tells."""
+        """Which teachers' data contains each item, (teachers, batch) bool; None if unknown."""
         teachers = torch.arange(len(sets), device=device)[:, None]
         if self.origin is not None:
             return teachers == self._numbered(batch, self.origin).to(device)
@@ -204,71 +201,74 @@ class Merged(Several):
 
     def _numbered(self, batch: Batch, origin: Tensor) -> Tensor:
         if batch.numbers is None:
-            raise KdError("--origin goes by the number of an item, and the training data has no numbers", "pass a dataset or arrays, not a stream of its own order")
+            raise KdError("--origin needs the number of each item, but the training data has no numbers", "pass a dataset or arrays, not a stream")
         numbers = batch.numbers.cpu()
         if int(numbers.max()) >= len(origin):
-            raise KdError(f"--origin has {len(origin)} entries, and the training data an item {int(numbers.max())}", "give the number of a teacher for each item")
+            raise KdError(f"--origin has {len(origin)} entries, but the training data has an item {int(numbers.max())}", "pass the number of a teacher for each item")
         return origin[numbers]
 
 
 class Merge(SeveralTeachers):
     """Unite the label sets of several teachers in one student.
 
-    Loss per item, own = the classes of the teachers whose data it is from: gated: T² · KL(p ‖ softmax(z / T)) with p the own
+    Loss per item, own = the classes of the teachers whose data contains it: gated: T² · KL(p ‖ softmax(z / T)) with p the own
     teacher's distribution, zero elsewhere; own-set: T² · KL within the own classes + -log of the student's mass on them;
-    concat: KL to all logits side by side, for want of better where the origin is unknown. Classes that several teachers know
-    have one place, and their probabilities are averaged. The student's head has the classes of the union. Where each teacher has
-    a data set of its own, --sources names them; otherwise --origin, or the labels, tell whose an item is.
+    concat: KL to the concatenation of all logits, for items of unknown origin. Classes that several teachers share
+    have one place, and their probabilities are averaged. The student's head has the classes of the union. If each teacher has
+    its own data set, name them with --sources; otherwise --origin, or the labels, determine an item's teacher.
     """
 
     id: ClassVar[str] = "distill.merge"
+    known_as: ClassVar[tuple[str, ...]] = ("UHC", "unifying heterogeneous classifiers")
     tried_as: ClassVar[str] = '--teachers {one} {other} --classes "0 1 2 3|0 1 2 3"'
 
-    classes: str = param("", 'each teacher\'s classes, in the order of its head: "cat dog|apple pear" or places "0 1|2 3"; one set after another when not said')
-    origin: str | None = param(None, "an object of the session: the number of each training item's teacher from 0, or -1; when not said, labels tell", refers="object")
+    classes: str = param("", 'each teacher\'s classes, in the order of its head: "cat dog|apple pear" or places "0 1|2 3"; default: one set after another')
+    origin: str | None = param(None, "an object of the session: the number of each training item's teacher from 0, or -1; default: by labels", names="object")
     sources: tuple[str, ...] = param(
-        (), "data sets, one a teacher in their order, trained on together in place of --data; labels, if any, are numbered as in its teacher's head", refers="data"
+        (), "data sets, one for each teacher in the same order, used together instead of --data; labels, if any, are numbered as in each teacher's head", names="data"
     )
-    objective: Objective = param("gated", "what is learned of an item: its own teacher's answer, that and the mass on its classes apart, or all logits side by side")
+    objective: Objective = param(
+        "gated", "gated: the item's own teacher; own-set: the same, with a separate term for the mass on its classes; concat: all logits concatenated"
+    )
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.temperature_schedule != "constant":
             yield "distill merge averages probabilities of one temperature; leave out --temperature-schedule"
         if self.cache and self.objective != "concat" and not self.origin and not self.sources and self.share < 1:
-            yield "--cache goes by inputs, and here labels tell each item's teacher; say it by --origin"
+            yield "--cache identifies items by their inputs, but here labels determine each item's teacher; use --origin"
         if self.objective == "concat" and self.origin:
-            yield "--objective concat asks nobody where an item comes from; leave out --origin"
+            yield "--objective concat does not use the origin of an item; leave out --origin"
         if self.classes and len(sets := read_sets(self.classes)[0]) != len(self.teachers):
-            yield f"--classes names {len(sets)} sets for {len(self.teachers)} teachers; part them by |"
+            yield f"--classes names {len(sets)} sets for {len(self.teachers)} teachers; separate them by |"
         if not self.sources:
             return
         if len(self.sources) != len(self.teachers):
-            yield f"--sources wants a data set a teacher, in their order: {len(self.teachers)} teachers"
+            yield f"--sources needs a data set for each teacher, in the same order: {len(self.teachers)} teachers"
         if self.origin or "data" in self.changed():
-            yield f"--sources is what is trained on, and tells each item's teacher; leave out {'--origin' if self.origin else '--data'}"
+            yield f"--sources is the training data and determines each item's teacher; leave out {'--origin' if self.origin else '--data'}"
         if self.share < 1 and not self.classes:
-            yield "the labels of --sources are numbered as in each teacher's head: --classes says what they are in the union, or --no-labels leaves them out"
+            yield "the labels of --sources are numbered as in each teacher's head; add --classes to place them in the union, or --no-labels to ignore them"
 
     @property
-    def shares_loop(self) -> bool:  # type: ignore[override]
-        """In a group the data is that of the first line."""
+    def shares_loop(self) -> bool:
+        """Not with --sources: in a group the first line sets the data."""
         return not self.sources
 
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        return (each for each in super().references() if each[0] != "data" or not self.sources)
+    def named_objects(self) -> Iterator[tuple[str, str, str]]:
+        return (each for each in super().named_objects() if each[0] != "data" or not self.sources)
 
-    def needed(self) -> Needs:
-        return replace(super().needed(), labels=False) if self.sources else super().needed()
+    def required_inputs(self) -> Needs:
+        return replace(super().required_inputs(), labels=False) if self.sources else super().required_inputs()
 
     def check(self, model: nn.Module, context: Context) -> Iterator[str]:
         yield from super().check(model, context)
         bare = [name for name in self.sources if self.share < 1 and not context.data(name).labelled]
         if bare:
-            yield f"--sources {bare[0]} has no labels; --no-labels leaves all to the teachers"
+            yield f"--sources {bare[0]} has no labels; with --no-labels only the teachers teach"
 
-    def unsuited(self, task: Task) -> str:
-        return "it unites label sets, and a vocabulary is none" if isinstance(task, CausalLM) else super().unsuited(task)
+    def incompatible_task(self, task: Task) -> str:
+        return "it unites label sets, and language models have none" if isinstance(task, CausalLM) else super().incompatible_task(task)
 
     def source(self, context: Context) -> Source:
         refuse(self)
@@ -277,25 +277,25 @@ class Merge(SeveralTeachers):
         by_labels = self.objective != "concat" and origin is None and self.share < 1
         return Merged(self.teachers, context, sets, self.temperature, origin, by_labels)
 
-    def teach(self, model: nn.Module, context: Context) -> nn.Module:
+    def train(self, model: nn.Module, context: Context) -> nn.Module:
         if self.sources:
-            objects: Any = ChainMap({TOGETHER: self._together(context), WHERE_FROM: self._where_from(context)}, context.objects)  # type: ignore[arg-type]
+            objects: Any = ChainMap({TOGETHER: self._together(context), WHERE_FROM: self._where_from(context)}, context.objects)
             gated = self.objective != "concat"
             plain = self.model_copy(update={"sources": (), "data": TOGETHER, "origin": WHERE_FROM if gated else None})
-            return plain.teach(model, replace(context, objects=objects))
+            return plain.train(model, replace(context, objects=objects))
         if self.objective != "concat":
             context.note(
-                f"each item's teacher is told by {self.origin}"
+                f"each item's teacher follows from {self.origin}"
                 if self.origin
-                else "each item's teacher is told by its label"
+                else "each item's teacher follows from its label"
                 if self.share < 1
-                else "which teacher's data an item is from is not known, so all logits stand side by side; "
-                "--origin {teacher_numbers}, or a data set a teacher in --sources, tells, and was worth 3 to 7 points of accuracy on digits"
+                else "the teacher of each item is unknown, so all logits are concatenated; "
+                "--origin {teacher_numbers}, or a data set for each teacher in --sources, determines it; on digits that gave 3 to 7 points more accuracy"
             )
-        return super().teach(model, context)
+        return super().train(model, context)
 
     def _together(self, context: Context) -> Data:
-        """The sets as one, their labels as places in the union."""
+        """The sets as one data set, with labels as places in the union."""
         places = [torch.tensor(each) for each in read_sets(self.classes)[0]] if self.classes else []
 
         def placed(source: int, batch: Batch) -> Batch:
@@ -306,13 +306,13 @@ class Merge(SeveralTeachers):
                 raise KdError(f"--sources {self.sources[source]}: its labels are not numbers of the {len(places[source])} classes that --classes names for its teacher")
             return replace(batch, labels=torch.where(labels < 0, IGNORED, places[source][labels.clamp_min(0).long()]))
 
-        return Joined([context.data(name) for name in self.sources], placed)
+        return PairedData([context.data(name) for name in self.sources], placed)
 
     def _where_from(self, context: Context) -> Tensor:
         """The number of each item's teacher, (items,)."""
         return torch.cat([torch.full((context.data(name).items or 0,), number) for number, name in enumerate(self.sources)])
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         student, teacher = seen.student.logits, seen.teacher.dense
         temperature = self.temperature_at(seen.step.progress)
         if self.objective == "own-set":

@@ -1,10 +1,10 @@
-"""Several tasks at once: a student of several heads, each taught by a teacher of its own.
+"""Several tasks at once: each head of a student learns from its own teacher.
 
 Liu, He, Chen, Gao, "Improving Multi-Task Deep Neural Networks via Knowledge Distillation for Natural Language Understanding",
-2019 (arXiv:1904.09482). The heads share what lies below them, so a task of few items gains from the others.
+2019 (arXiv:1904.09482). The heads share the layers below them, so a task with few items benefits from the others.
 
-Pitfalls: where one head wins at the cost of another, --weights is what balances them. Each teacher is asked about every item,
-also about those that are none of its task.
+Pitfalls: if one head improves at the cost of another, balance them with --weights. Each teacher runs on every item, also on
+those of other tasks.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from kdkit.contract import param
-from kdkit.data import Batch
-from kdkit.errors import KdError, did_you_mean
-from kdkit.training import Term
+from kdkit import Batch, KdError, Term, did_you_mean, param
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.stage import SeveralTeachers, refuse
-from kdkit_distill.signals import Exchange, Signal
-from kdkit_distill.sources import Several, Source
+from kdkit_distill.signals import Signal, SignalPair
+from kdkit_distill.teachers.sources import MultiSource, Source
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 def head_of(output: Any, head: str) -> Tensor:
-    """One head of what a model returned: by name in a mapping or an output object, by number in a tuple or list.
+    """One head of a model's output: by name in a mapping or an output object, by number in a tuple or list.
 
     Raises:
         KdError: it has no such head.
@@ -40,8 +37,8 @@ def head_of(output: Any, head: str) -> Tensor:
     named = _heads(output)
     found = named.get(head)
     if not isinstance(found, Tensor):
-        told = f"its heads: {', '.join(named) or 'none, only one answer'}"
-        raise KdError(f"the student has no head {head!r}", did_you_mean(head, named), told, "its forward returns a dict or tuple of heads; --heads names them")
+        texts = f"its heads: {', '.join(named) or 'none, only one output'}"
+        raise KdError(f"the student has no head {head!r}", did_you_mean(head, named), texts, "its forward returns a dict or tuple of heads; --heads names them")
     return found
 
 
@@ -53,8 +50,8 @@ def _heads(output: Any) -> dict[str, Any]:
     return {} if isinstance(output, Tensor) else {name: value for name, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)}
 
 
-class Heads(Several):
-    """Each teacher's answer, under the name of its head among the features."""
+class Heads(MultiSource):
+    """Each teacher's logits, stored among the features under the name of its head."""
 
     def __init__(self, names: Sequence[str], heads: Sequence[str], context: Context):
         super().__init__(names, context)
@@ -68,24 +65,25 @@ class Heads(Several):
 
 
 class MultiTask(SeveralTeachers):
-    """Teach each head of a student by a teacher of its own.
+    """Train each head of a student with its own teacher.
 
     Loss per item: Σ_k w_k · T² · KL(softmax(z_k / T) ‖ softmax(student's head k / T)). The student returns a dict or a tuple
-    of heads. Labels are left out unless --labels asks for the task's own loss, on the head that the task reads.
+    of heads. With --labels, the task's own loss is added, on the head that the task reads.
     """
 
     id: ClassVar[str] = "distill.multi-task"
+    known_as: ClassVar[tuple[str, ...]] = ("MT-DNN",)
     compares_logits: ClassVar[bool] = False
 
-    heads: tuple[str, ...] = param((), "the student's head for each teacher: keys of the dict, or numbers of the tuple, it returns; 0 1 ... when not said")
-    weights: tuple[float, ...] = param((), "of the heads, in their order; all 1 when not said")
+    heads: tuple[str, ...] = param((), "the student's head for each teacher: keys of the returned dict, or numbers of the tuple; default: 0 1 ...")
+    weights: tuple[float, ...] = param((), "of the heads, in their order; default: all 1")
     labels: bool = param(False, "learn from labels too, with the task's own loss")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.heads and len(set(self.heads)) != len(self.teachers):
-            yield f"--heads wants a head a teacher, each another: {len(self.teachers)} teachers"
-        yield from self.weighted_oddly(self.weights)
+            yield f"--heads needs a different head for each teacher: {len(self.teachers)} teachers"
+        yield from self.weight_conflicts(self.weights)
 
     @property
     def named_heads(self) -> tuple[str, ...]:
@@ -96,17 +94,17 @@ class MultiTask(SeveralTeachers):
         refuse(self)
         return Heads(self.teachers, self.named_heads, context)
 
-    def unfit(self, student: Signal, teacher: Signal) -> str:
+    def incompatible_signals(self, student: Signal, teacher: Signal) -> str:
         for name, head in zip(self.teachers, self.named_heads, strict=True):
-            said, asked = head_of(student.output, head), teacher.features[head]
-            # a single logit stands for two
-            known = 2 if said.ndim == 1 or said.shape[-1] == 1 else said.shape[-1]
-            if known != asked.shape[-1]:
-                return f"head {head!r} of the student has {known} classes, its teacher {name} {asked.shape[-1]}; both must know the same classes"
+            predicted, expected = head_of(student.output, head), teacher.features[head]
+            # a single logit means two classes
+            known = 2 if predicted.ndim == 1 or predicted.shape[-1] == 1 else predicted.shape[-1]
+            if known != expected.shape[-1]:
+                return f"head {head!r} of the student has {known} classes, its teacher {name} {expected.shape[-1]}; both need the same classes"
         return ""
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         temperature = self.temperature_at(seen.step.progress)
         for head, weight in zip(self.named_heads, self.weights or [1.0] * len(self.teachers), strict=True):
-            said = seen.step.task.prediction(head_of(seen.student.output, head), seen.step.batch)
-            yield Term(f"head {head}", soft_labels(said, seen.teacher.features[head], temperature), weight)
+            predicted = seen.step.task.prediction(head_of(seen.student.output, head), seen.step.batch)
+            yield Term(f"head {head}", soft_labels(predicted, seen.teacher.features[head], temperature), weight)

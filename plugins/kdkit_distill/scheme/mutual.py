@@ -4,12 +4,12 @@ Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2018 (arXiv:1706.00384): D
 
 Pitfalls:
 
-- The peers must differ: copies with the same weights have nothing to tell each other. Peers made here begin from fresh weights.
-- A trained student beside fresh peers learns from beginners at first; the paper's nets all begin fresh.
-- A peer's answers are detached in the others' losses: each net learns from its own loss alone, all from one forward pass.
+- The peers must differ: copies with the same weights learn nothing from each other. Peers made here start from new random weights.
+- A trained student learns from untrained peers at first; in the paper all nets start untrained.
+- A peer's predictions are detached in the others' losses: each net learns only from its own loss, in one forward pass.
 - Memory and time grow with the number of peers.
-- The paper adds label loss and divergence as they are. At alpha 0.5 half of that sum is used: the same to Adam, and with SGD the same
-  as half the learning rate.
+- The paper adds label loss and divergence without weights. Alpha 0.5 is half of that sum: no difference with Adam, and the same as
+  half the learning rate with SGD.
 """
 
 from __future__ import annotations
@@ -20,19 +20,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.counting import device_of
-from kdkit.data import Data
-from kdkit.errors import KdError
-from kdkit.models import adopt, evaluating, private_copy
-from kdkit.training import Step, Term, TrainPart
+from kdkit import Data, KdError, Step, Term, TrainPart, adopt_model, param
+from kdkit.models import device_of, evaluating, private_copy
 from kdkit_distill.evaluation import best, figure, scored_data
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.stage import NoTeacher
 from kdkit_distill.students.fresh import reinitialized
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 def mutual(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
@@ -56,37 +52,38 @@ def mutual(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
 
 
 class Mutual(NoTeacher):
-    """Train several students together, each learning from the others' answers (DML).
+    """Train several students together, each learning from the others' predictions (DML).
 
     Loss of net i: (1 - alpha) · label loss + alpha · weight · 1/(K-1) · sum over the others j of T² · KL(p_j ‖ p_i), p_j detached.
 
-    The peers are copies of the student with fresh weights of another seed, or the models that --partners names. All train in one
-    optimizer; only the student is kept, or with --keep-peer best the one that is best on --validation. The notes tell how each of
-    them does on the evaluation data.
+    The peers are copies of the student with new random weights, or the models that --partners names. All train in one
+    optimizer; only the student is kept, or with --keep-peer best the best one on --validation. The notes show the metric of each
+    on the evaluation data.
     """
 
     id: ClassVar[str] = "distill.mutual"
+    known_as: ClassVar[tuple[str, ...]] = ("DML", "deep mutual learning")
 
     alpha: float = param(0.5, "share of the other nets in the loss; the rest is the labels'", gt=0, lt=1, search=(0.1, 0.9))
-    temperature: float = param(1.0, "softens the nets' answers to one another; the paper leaves them as they are", gt=0, search=(1, 4))
-    peers: int = param(2, "how many nets learn together, the student among them", ge=2)
-    partners: tuple[str, ...] = param((), "models of the session that learn beside the student, as copies, instead of fresh peers", refers="model")
-    keep_peer: Literal["student", "best"] = param("student", "which net is kept; best wants validation data and peers of the student's own kind")
+    temperature: float = param(1.0, "softens the nets' predictions; 1, as in the paper: no softening", gt=0, search=(1, 4))
+    peers: int = param(2, "how many nets learn together, the student included", ge=2)
+    partners: tuple[str, ...] = param((), "models of the session to train with the student, as copies, instead of newly initialized peers", names="model")
+    keep_peer: Literal["student", "best"] = param("student", "which net is kept; best needs validation data, and no --partners")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if not self.labels:
-            yield "nets that know nothing learn nothing from each other: mutual learning wants labels; leave out --no-labels"
+            yield "mutual learning needs labels, since untrained nets can't teach each other; leave out --no-labels"
         if "teacher" in self.changed():
-            yield f"--teacher {self.teacher} has no part in it; distill soft learns from a teacher"
+            yield f"--teacher {self.teacher} is not used; distill soft learns from a teacher"
         if self.also:
-            yield "--also adds terms that compare with a teacher, and there is none; put the techniques in a together: group"
+            yield "--also adds terms that need a teacher, but mutual learning has none; put the techniques in a together: group"
         if self.cache:
-            yield "--cache keeps what a teacher says, and the peers change at each step; leave it out"
+            yield "--cache stores a fixed teacher's outputs, but the peers change at each step; leave it out"
         if self.partners and "peers" in self.changed() and self.peers != len(self.partners) + 1:
             yield f"--peers {self.peers} and {len(self.partners)} --partners: the student and its partners are {len(self.partners) + 1}; leave out --peers"
         if self.keep_peer == "best" and self.validation is None:
-            yield "--keep-peer best wants validation data: --validation {held_out_loader}"
+            yield "--keep-peer best needs validation data: --validation {held_out_loader}"
         if self.keep_peer == "best" and self.partners:
             yield "--keep-peer best chooses among copies of the student; with --partners the student is kept"
 
@@ -95,7 +92,7 @@ class Mutual(NoTeacher):
 
 
 class Peers(TrainPart):
-    """The nets beside the student: asked once a step, trained in the same loop."""
+    """The peers of the student: they run once a step, and train in the same loop."""
 
     def __init__(self, stage: Mutual, context: Context):
         self.stage, self.context = stage, context
@@ -103,11 +100,11 @@ class Peers(TrainPart):
         self.trained = False
 
     def open(self, model: nn.Module) -> None:
-        if reason := self.stage.unsuited(self.context.task):
-            raise KdError(f"{self.stage.title}: {reason}", f"the task is {self.context.task.name}; --task says what yours is")
+        if reason := self.stage.incompatible_task(self.context.task):
+            raise KdError(f"{self.stage.title}: {reason}", f"the task is {self.context.task.name}; set yours with --task")
         device = device_of(model)
         if self.stage.partners:
-            nets = [private_copy(adopt(self.context.named(name, "a model"))) for name in self.stage.partners]
+            nets = [private_copy(adopt_model(self.context.named(name, "a model"))) for name in self.stage.partners]
         else:
             nets = [reinitialized(model, self.context, self.context.seed * 1_000_003 + number) for number in range(1, self.stage.peers)]
         self.nets = [net.to(device).train() for net in nets]
@@ -115,7 +112,7 @@ class Peers(TrainPart):
         self.modules["peers"] = nn.ModuleList(self.nets)
 
     def _compare(self, model: nn.Module) -> None:
-        """See that all speak of the same classes."""
+        """Check that all nets have the same classes."""
         device = device_of(model)
         batch = self.context.example.to(device)
         shapes = []
@@ -124,11 +121,11 @@ class Peers(TrainPart):
                 shapes.append(tuple(self.context.task.prediction(batch.call(net), batch).shape))
         for name, shape in zip(self.names[1:], shapes[1:], strict=True):
             if shape != shapes[0]:
-                raise KdError(f"{name} answers with shape {shape}, the student with {shapes[0]}", "peers know the same classes in the same order")
+                raise KdError(f"{name} has outputs of shape {shape}, the student {shapes[0]}", "peers need the same classes in the same order")
 
     @property
     def names(self) -> list[str]:
-        """What the nets are called, the student first."""
+        """The names of the nets, the student first."""
         return ["student", *(self.stage.partners or [f"peer{number}" for number in range(1, self.stage.peers)])]
 
     def terms(self, step: Step) -> Iterator[Term]:
@@ -137,24 +134,24 @@ class Peers(TrainPart):
         apart = mutual(logits, self.stage.temperature_at(step.progress))
         for number, (name, output, values) in enumerate(zip(self.names, outputs, apart, strict=True)):
             prefix = f"{name}." if number else ""
-            yield Term(f"{prefix}label", step.task.losses(output, step.batch), 1 - self.stage.alpha, labels=True)
+            yield Term(f"{prefix}label", step.task.losses(output, step.batch), 1 - self.stage.alpha, labels=True, weighted=True, label_loss=not number)
             yield Term(f"{prefix}mutual", values, lambda progress: self.stage.alpha * self.stage.factor(progress))
 
     def after_step(self, step: Step) -> None:
         self.trained = True
 
     def close(self, model: nn.Module) -> None:
-        if not self.trained or self.context.cancelled.is_set():
+        if not self.trained or self.context.channel.cancelled():
             return
         if self.stage.keep_peer == "best" and self.stage.validation:
             self._keep_best(model, self.context.data(self.stage.validation))
         held = scored_data(self.context)
         if held is not None:
-            told = [f"{name} {figure([net], held, self.context):.4g}" for name, net in zip(self.names, (model, *self.nets), strict=True)]
-            self.context.note(f"{self.context.task.metric} on eval: {', '.join(told)}")
+            texts = [f"{name} {figure([net], held, self.context):.4g}" for name, net in zip(self.names, (model, *self.nets), strict=True)]
+            self.context.note(f"{self.context.task.metric} on eval: {', '.join(texts)}")
 
     def _keep_best(self, model: nn.Module, data: Data) -> None:
-        """Put the weights of the net that is best on the validation data into the student, and the student's into it."""
+        """Swap the weights of the student with those of the best net on the validation data."""
         figures = [figure([net], data, self.context) for net in (model, *self.nets)]
         kept = best(figures, self.context.task.better)
         if kept:

@@ -1,4 +1,4 @@
-"""Self-distillation: the student learns from itself, as it was before, or from a teacher that nobody trained.
+"""Self-distillation: the student learns from an average or an earlier state of itself, or from a virtual teacher.
 
 ema: Tarvainen, Valpola, "Mean teachers are better role models", 2017 (arXiv:1703.01780).
 snapshot: Yang et al., "Snapshot Distillation: Teacher-Student Optimization in One Generation", 2019 (arXiv:1812.00123); Kim et
@@ -7,9 +7,9 @@ virtual: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Reg
 
 Pitfalls:
 
-- A student can't teach itself what it does not know: labels are needed. With ema, items of label -100 count for the teacher alone.
-- The average's batch norm statistics are the student's own, copied; its weights are averaged.
-- Early on the average is of few steps: the momentum grows as 1 - 1 / (step + 1) until it reaches --momentum.
+- Self-distillation needs labels, since it adds no knowledge. With ema, items with label -100 count only for the teacher.
+- The statistics of batch norms are averaged like the weights: those of the last batches do not fit averaged weights.
+- The first average is over few steps: the momentum grows as 1 - 1 / (step + 1) until it reaches --momentum.
 - The virtual teacher's paper softens its probabilities by T, as here; its code takes a softmax of the probabilities over T,
   which is nearly uniform, and leaves the student at T = 1.
 """
@@ -22,28 +22,23 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.counting import device_of
-from kdkit.data import Batch
-from kdkit.errors import KdError
-from kdkit.models import evaluating, private_copy
-from kdkit.tasks import Task
-from kdkit.training import Step, Term, TrainPart
-from kdkit_distill.lesson import Lesson
-from kdkit_distill.matching import Capture
+from kdkit import Batch, KdError, Step, Task, Term, TrainPart, param
+from kdkit.models import device_of, evaluating, private_copy
+from kdkit_distill.distill_part import DistillPart
+from kdkit_distill.layers.matching import Capture
 from kdkit_distill.response.divergences import soft_labels
 from kdkit_distill.scheme.stage import NoTeacher
-from kdkit_distill.signals import Exchange, Signal
-from kdkit_distill.sources import Source
+from kdkit_distill.signals import Signal, SignalPair
+from kdkit_distill.teachers.sources import Source
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 def virtual_teacher(labels: Tensor, classes: int, correctness: float = 0.99) -> Tensor:
-    """The logits of a teacher that gives the right class `correctness`, and all others the same: (...) int64 -> (..., classes).
+    """The logits of a teacher with probability `correctness` for the right class, and equal ones for all others: (...) int64 -> (..., classes).
 
-    Where there is no label (-100) it knows nothing, and gives all classes the same.
+    Without a label (-100) all classes have the same probability.
 
     >>> virtual_teacher(torch.tensor([1]), 3, 0.9).exp()
     tensor([[0.0500, 0.9000, 0.0500]])
@@ -59,51 +54,52 @@ class SelfTaught(NoTeacher):
 
     loss = (1 - alpha) · label loss + alpha · T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)).
 
-    ema: the teacher's weights are momentum · theirs + (1 - momentum) · the student's after each step.
-    snapshot: the teacher is the student as it was at the end of the last epoch, or of --period epochs; until there is one the
-    labels teach alone.
-    virtual: no net at all; z_t is the log of --correctness for the label's class, and the rest shared evenly (Tf-KD).
+    ema: the teacher's weights and batch norm statistics are momentum · theirs + (1 - momentum) · the student's after each step.
+    snapshot: the teacher is a copy of the student from the end of the last epoch, or of the last --period epochs; before the
+    first one, only labels count.
+    virtual: no net at all; z_t is the log of --correctness for the label's class, and the rest divided evenly (Tf-KD).
     """
 
     id: ClassVar[str] = "distill.self"
+    known_as: ClassVar[tuple[str, ...]] = ("self-distillation", "mean teacher", "snapshot distillation", "Tf-KD", "PS-KD")
 
-    teacher_form: Literal["ema", "snapshot", "virtual"] = param("ema", "who teaches: the average of the student's weights, its last snapshot, or a made-up distribution")
+    teacher_form: Literal["ema", "snapshot", "virtual"] = param("ema", "the teacher: an average of the student's weights, its last snapshot, or smoothed labels")
     alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", gt=0, lt=1, search=(0.1, 0.9))
-    momentum: float = param(0.999, "ema: what a step leaves of the average", ge=0, lt=1, search=(0.9, 0.9999))
+    momentum: float = param(0.999, "ema: share of the old average that a step keeps", ge=0, lt=1, search=(0.9, 0.9999))
     period: int = param(1, "snapshot: epochs from one to the next", ge=1)
     correctness: float = param(0.99, "virtual: probability of the right class", gt=0, lt=1)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if not self.labels:
-            yield "a student that is its own teacher learns from labels; leave out --no-labels"
+            yield "a student that is its own teacher needs labels; leave out --no-labels"
         if "teacher" in self.changed():
-            yield f"--teacher {self.teacher} has no part in it: the student is its own teacher; distill soft learns from another"
+            yield f"--teacher {self.teacher} is not used: the student is its own teacher; distill soft learns from another"
 
-    def teach(self, model: nn.Module, context: Context) -> nn.Module:
+    def train(self, model: nn.Module, context: Context) -> nn.Module:
         # in a group the epochs are another's
         if self.teacher_form == "snapshot" and self.steps is None and self.epochs <= self.period:
             raise KdError(
-                f"the first snapshot is taken after epoch {self.period}, and --epochs is {self.epochs:g}, so that labels would teach alone",
+                f"the first snapshot is taken after epoch {self.period}, and --epochs is {self.epochs:g}, so only labels would count",
                 f"--epochs {3 * self.period}",
                 "or --teacher-form ema, which teaches from the first step",
             )
-        return super().teach(model, context)
+        return super().train(model, context)
 
     def source(self, context: Context) -> Source:
         return Virtual(context.task, self.correctness) if self.teacher_form == "virtual" else Itself(context.task)
 
     def part(self, model: nn.Module, context: Context) -> TrainPart:
-        return OwnLesson(self, context)
+        return SelfTaughtPart(self, context)
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         values = soft_labels(seen.student.logits, seen.teacher.dense, self.temperature_at(seen.step.progress))
-        # a virtual teacher knows the labels only
+        # a virtual teacher has only the labels
         yield Term(self.teacher_form, values, labels=self.teacher_form == "virtual")
 
 
 class Shadow(nn.Module):
-    """A copy of a model that follows it. Its tensors are buffers: kept in checkpoints, touched by no optimizer.
+    """A copy of a model that is updated from it. Its tensors are buffers: saved in checkpoints, ignored by the optimizer.
 
     >>> net = nn.Linear(1, 1)
     >>> shadow = Shadow(net)
@@ -116,7 +112,7 @@ class Shadow(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         copied = private_copy(model).eval().requires_grad_(False)
-        # in a list, so that its parameters are not the shadow's: what is registered shares their memory
+        # in a list, so that its parameters are not registered: the registered buffers share their memory
         self._copied = [copied]
         for number, tensor in enumerate(_tensors(copied)):
             self.register_buffer(f"tensor{number}", tensor.data)
@@ -129,9 +125,9 @@ class Shadow(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, momentum: float) -> None:
-        """Leave `momentum` of each weight, and take the rest from the model's; buffers become the model's."""
+        """Update each weight, and each buffer of floating numbers, to momentum · its value + (1 - momentum) · the model's; copy other buffers."""
         for mine, theirs in zip(_tensors(self.model), _tensors(model), strict=True):
-            if momentum and isinstance(theirs, nn.Parameter) and theirs.is_floating_point():
+            if momentum and theirs.is_floating_point():
                 mine.lerp_(theirs, 1 - momentum)
             else:
                 mine.copy_(theirs)
@@ -144,7 +140,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 class Itself(Source):
-    """The student's own shadow as a teacher."""
+    """The student's shadow as a teacher."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -152,7 +148,7 @@ class Itself(Source):
         self.capture = Capture()
 
     def of(self, model: nn.Module) -> Shadow:
-        """Begin as a copy of the model."""
+        """Make the shadow, a copy of the model."""
         self.shadow = Shadow(model)
         return self.shadow
 
@@ -174,13 +170,13 @@ class Itself(Source):
 
 
 class Virtual(Source):
-    """A teacher that says what the labels say, a little softer."""
+    """A teacher made of softened labels."""
 
     def __init__(self, task: Task, correctness: float):
         self.task, self.correctness, self.shape = task, correctness, torch.Size()
 
     def of(self, model: nn.Module, example: Batch) -> None:
-        """Learn from the student how many classes there are."""
+        """Get the number of classes from the student."""
         with evaluating(model):
             self.shape = self.task.prediction(example.call(model), example).shape
 
@@ -191,13 +187,13 @@ class Virtual(Source):
         labels, places = self.task.labels(batch), torch.Size((batch.size, *self.shape[1:-1]))
         if labels.numel() != places.numel() or not torch.equal(labels.long().to(labels.dtype), labels):
             raise KdError(
-                f"a virtual teacher wants class numbers, and the labels are {labels.dtype} {tuple(labels.shape)}", "--teacher-form ema takes labels of any form"
+                f"a virtual teacher needs class numbers, but the labels are {labels.dtype} {tuple(labels.shape)}", "--teacher-form ema accepts labels of any form"
             )
         return Signal(virtual_teacher(labels.long().view(places), self.shape[-1], self.correctness))
 
 
-class OwnLesson(Lesson):
-    """A lesson whose teacher is made of the student, and follows it."""
+class SelfTaughtPart(DistillPart):
+    """A part whose teacher is a shadow of the student."""
 
     stage: SelfTaught
     ready = False
@@ -213,17 +209,17 @@ class OwnLesson(Lesson):
 
     @property
     def shadow(self) -> Shadow | None:
-        """The student's past; none where the teacher is virtual."""
+        """The student's shadow; None if the teacher is virtual."""
         return self.source.shadow if isinstance(self.source, Itself) else None
 
     def terms(self, step: Step) -> Iterator[Term]:
-        # looked up on the device until it is so: a resumed training has one from the start
+        # read from the device until it is true; a resumed training has a snapshot from the start
         self.ready = self.ready or self.stage.teacher_form != "snapshot" or bool(self.shadow and self.shadow.ready)
         if self.ready:
             yield from super().terms(step)
         else:
             self.capture.take()
-            yield Term.of_labels(step)
+            yield Term.from_labels(step)
 
     def after_step(self, step: Step) -> None:
         super().after_step(step)
@@ -238,4 +234,4 @@ class OwnLesson(Lesson):
     def close(self, model: nn.Module) -> None:
         super().close(model)
         if self.stage.teacher_form == "snapshot" and not self.ready:
-            self.context.note(f"the labels taught alone: no step came after the first {self.stage.period} epochs; give more --epochs, or a smaller --period")
+            self.context.note(f"only labels were used: no step came after the first {self.stage.period} epochs; use more --epochs, or a smaller --period")

@@ -1,4 +1,4 @@
-"""What schemes share that don't learn from one teacher of the session: they have several, or none."""
+"""The base classes of schemes with several teachers, or without a teacher of the session."""
 
 from __future__ import annotations
 
@@ -6,59 +6,58 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from kdkit.contract import Needs, TrainStage, param
-from kdkit.errors import KdError
+from kdkit import KdError, Needs, TrainStage, param
 from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.sources import Source
+from kdkit_distill.teachers.sources import Source
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 class SeveralTeachers(ResponseStage):
-    """A scheme of several teachers, each of whom says something of its own."""
+    """A scheme with several teachers."""
 
-    sample_options: ClassVar[str] = "--teachers {one} {other} --control train"
+    sample_options: ClassVar[str] = "--teachers {one} {other}"
 
-    teachers: tuple[str, ...] = param((), "models of the session, two or more; they take the place of --teacher", refers="model")
+    teachers: tuple[str, ...] = param((), "models of the session, two or more; they replace --teacher", names="model")
 
-    def needed(self) -> Needs:
-        return replace(super().needed(), teacher=False)
+    def required_inputs(self) -> Needs:
+        return replace(super().required_inputs(), teacher=False)
 
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        return (each for each in super().references() if each[0] != "teacher")
+    def named_objects(self) -> Iterator[tuple[str, str, str]]:
+        return (each for each in super().named_objects() if each[0] != "teacher")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if len(set(self.teachers)) < 2:
-            yield "--teachers wants two teachers or more: --teachers {one} {other}"
+            yield "--teachers needs two teachers or more: --teachers {one} {other}"
         if self.teacher != "teacher":
-            yield "--teachers takes the place of --teacher; leave out --teacher"
+            yield "--teachers replaces --teacher; leave out --teacher"
 
-    def weighted_oddly(self, weights: Sequence[float]) -> Iterator[str]:
-        """What is wrong with weights of the teachers, a line each; none at all are equal ones."""
+    def weight_conflicts(self, weights: Sequence[float]) -> Iterator[str]:
+        """What is wrong with the teachers' weights, one message for each problem; no weights mean equal weights."""
         if weights and (len(weights) != len(self.teachers) or min(weights) < 0 or not sum(weights)):
-            yield f"--weights wants a number a teacher, none negative and not all 0: {len(self.teachers)} teachers"
+            yield f"--weights needs one number for each teacher, none negative and not all 0: {len(self.teachers)} teachers"
 
 
 class NoTeacher(ResponseStage):
-    """A scheme in which nets learn from labels and from what comes of that, and not from a teacher of the session."""
+    """A scheme in which nets learn from labels and from one another, without a teacher of the session."""
 
-    def needed(self) -> Needs:
-        return replace(super().needed(), teacher=False, labels=True)
+    def required_inputs(self) -> Needs:
+        return replace(super().required_inputs(), teacher=False, labels=True)
 
-    def references(self) -> Iterator[tuple[str, str, str]]:
-        return (each for each in super().references() if each[0] != "teacher")
+    def named_objects(self) -> Iterator[tuple[str, str, str]]:
+        return (each for each in super().named_objects() if each[0] != "teacher")
 
     def source(self, context: Context) -> Source:
         return Source()
 
 
 def refuse(stage: TrainStage) -> None:
-    """Stop where a stage's options don't go together.
+    """Check that a stage's options can be combined.
 
     Raises:
-        KdError: they don't.
+        KdError: they can't.
     """
     problems = list(stage.conflicts())
     if problems:

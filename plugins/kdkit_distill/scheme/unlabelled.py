@@ -1,10 +1,10 @@
-"""Unlabelled distillation: the teacher is all there is to learn from.
+"""Unlabelled distillation: the student learns only from the teacher.
 
-What `soft --no-labels` does, under a name that says so: labels are neither asked for nor looked at, so any inputs will do
-that are like those the student shall work on. A hundred labels and a thousand unlabelled images, taught by a good teacher,
-beat the hundred labels alone by far: Bucila, Caruana, Niculescu-Mizil, "Model Compression", KDD 2006.
+The same as `soft --no-labels`, under its own name: labels are neither required nor used, so any inputs work that are similar
+to those the student is used on. A hundred labels and a thousand unlabelled images with a good teacher are far better than the
+hundred labels alone: Bucila, Caruana, Niculescu-Mizil, "Model Compression", KDD 2006.
 
-Pitfalls: the student learns the teacher's mistakes too, and on inputs unlike its training data a teacher is sure and wrong.
+Pitfalls: the student also learns the teacher's mistakes, and on inputs unlike its training data a teacher is often confident and wrong.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from kdkit_distill.response.soft import Soft
 
 
 class Unlabelled(Soft):
-    """Learn from the teacher's answers alone, on data without labels.
+    """Learn only from the teacher's predictions, on data without labels.
 
     Loss per item, or token: T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), or another --divergence as in distill soft.
     """
 
     id: ClassVar[str] = "distill.unlabelled"
-    sample_options: ClassVar[str] = "--control {labelled}"
+    known_as: ClassVar[tuple[str, ...]] = ("unlabeled",)
 
-    # facts of this technique, and so no options of it
+    # constants of this technique, not options
     alpha: ClassVar[float] = 1.0  # type: ignore[misc]
     labels: ClassVar[bool] = False  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""Students: given by name, made of a net's own layers, narrower, or from a catalogue of light nets."""
+"""Students: a model of the session, a copy of the teacher with fewer layers or smaller widths, or a light net of the catalogue."""

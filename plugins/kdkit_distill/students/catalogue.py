@@ -1,4 +1,4 @@
-"""The catalogue: light nets by name, built to answer as the teacher does."""
+"""The catalogue: light nets by name, built for the teacher's inputs and classes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kdkit.data import Batch
-from kdkit.errors import KdError
+from kdkit import Batch, KdError
 from kdkit.models import evaluating
 from kdkit.tasks import TokenClassification
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 CATALOGUE = {
     "mobilenet-v1": "published:mobilenet_v1",
@@ -24,19 +23,19 @@ CATALOGUE = {
     "mnasnet": "mnasnet:MnasNet",
     "xception": "xception:Xception",
 }
-"""Where each net is made: (classes, channels, width, size) -> nn.Module."""
+"""The constructor of each net: (classes, channels, width, size) -> nn.Module."""
 
 SMALLEST = 16
-"""Pixels a side, under which nothing is left of an image after the strides."""
+"""The least height and width of images in pixels; smaller ones vanish after the strides."""
 
 
 def of_catalogue(name: str, width: float, teacher: nn.Module, context: Context) -> nn.Module:
-    """A net of the catalogue with fresh weights, as many outputs as the teacher gives and inputs as the example batch has.
+    """A net of the catalogue with random weights, the teacher's number of outputs, and the channels of the example batch.
 
-    Its batch norms begin with the statistics of the example batch.
+    Its batch norms start with the statistics of the example batch.
 
     Raises:
-        KdError: the inputs are no images, or the outputs are not one a class.
+        KdError: the inputs are not images, or the outputs are not one for each class.
     """
     pixels = images(context.example, name)
     outputs = _outputs(teacher, context, name)
@@ -46,14 +45,14 @@ def of_catalogue(name: str, width: float, teacher: nn.Module, context: Context) 
 
 
 def settled(net: nn.Module, pixels: Tensor) -> nn.Module:
-    """The net with what its batch norms see of these images as their running statistics; one image by itself says nothing.
+    """Set the running statistics of the net's batch norms to those of these images; nothing changes for a single image.
 
-    Depthwise convolutions of fresh nets give variances of some thousandths. Beside these the variance of 1 that batch norm begins
-    with takes a hundred steps to be forgotten, and in eval mode it is a factor for each of some fifty layers: EfficientNet that
-    classifies nine of ten items in train mode was at chance in eval mode.
+    Depthwise convolutions of untrained nets have outputs with variances of about 0.001. The initial running variance of 1 takes a
+    hundred steps to decay, and in eval mode the error multiplies over about fifty layers: an EfficientNet with 90 % accuracy in
+    train mode was at chance in eval mode.
 
     Args:
-        net: left as it is otherwise; no random number is drawn.
+        net: otherwise unchanged; no random numbers are drawn.
         pixels: (batch, channels, height, width).
 
     >>> import torch
@@ -78,24 +77,27 @@ def images(batch: Batch, name: str) -> Tensor:
     """The images of a batch, (batch, channels, height, width).
 
     Raises:
-        KdError: it has none, or such as are too small.
+        KdError: it has none, or they are too small.
     """
     pixels = batch.kwargs.get("pixel_values", batch.args[0] if len(batch.args) == 1 and not batch.kwargs else None)
     if not isinstance(pixels, Tensor) or pixels.ndim != 4:
-        raise KdError(f"--student {name} looks at images, (batch, channels, height, width); the batch has {batch}", "grey images need their one channel: x[:, None]")
+        raise KdError(f"--student {name} needs images, (batch, channels, height, width), but the batch has {batch}", "grey images need a channel dimension: x[:, None]")
     if min(pixels.shape[2:]) < SMALLEST:
-        raise KdError(f"--student {name} wants images of {SMALLEST} pixels a side at the least; these have {tuple(pixels.shape[2:])}", "--student narrow=0.5")
+        raise KdError(f"--student {name} needs images of at least {SMALLEST}x{SMALLEST} pixels; these have {tuple(pixels.shape[2:])}", "--student narrow=0.5")
     return pixels
 
 
 def _outputs(teacher: nn.Module, context: Context, name: str) -> int:
     task, batch = context.task, context.example
     if getattr(task, "probabilities", False):
-        raise KdError(f"--student {name} answers with logits, and the teacher with probabilities", "give a teacher without its last softmax, or --student narrow=0.5")
+        raise KdError(f"--student {name} returns logits, but the teacher returns probabilities", "pass a teacher without its last softmax, or --student narrow=0.5")
     weight = next(teacher.parameters(), None)
     batch = batch if weight is None else batch.to(weight.device)
     with evaluating(teacher):
-        said = task.prediction(batch.call(teacher), batch)
-    if said.ndim != 2 or isinstance(task, TokenClassification):
-        raise KdError(f"--student {name} gives one answer an image; the teacher gives {tuple(said.shape)}, for {task.name}", "--student layers=... or narrow=0.5")
-    return said.shape[-1]
+        predicted = task.prediction(batch.call(teacher), batch)
+    if predicted.ndim != 2 or isinstance(task, TokenClassification):
+        raise KdError(
+            f"--student {name} returns one vector of logits for each image, but the teacher returns {tuple(predicted.shape)}, for {task.name}",
+            "--student layers=... or narrow=0.5",
+        )
+    return predicted.shape[-1]

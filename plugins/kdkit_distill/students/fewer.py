@@ -1,7 +1,7 @@
-"""Fewer layers: a net made of some of another's own repeated blocks, which starts with what they know.
+"""Fewer layers: a copy of a net with only some of its repeated blocks, which keep their weights.
 
-On MiniLM, three of six layers distilled to .814 where the same net from scratch came to .074. Sanh et al., "DistilBERT",
-2019 (arXiv:1910.01108) begin so.
+On MiniLM, three of six layers distilled to .814, the same net from scratch to .074. Sanh et al., "DistilBERT", 2019
+(arXiv:1910.01108) initialize their student in this way.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from kdkit.data import Batch, try_call
-from kdkit.errors import KdError
-from kdkit.models import private_copy
+from kdkit import Batch, KdError
+from kdkit.models import private_copy, try_call
 
 _STACKS = ("num_hidden_layers", "num_layers", "encoder_layers", "num_encoder_layers", "num_decoder_layers", "decoder_layers")
-"""Where configurations tell how many layers a stack has; those of a decoder last, as models hold it last."""
+"""Attributes of configurations for the number of layers; those of a decoder last, since models have it last."""
 
 
 def stacks(model: nn.Module) -> dict[str, nn.Module]:
@@ -35,26 +34,26 @@ def stacks(model: nn.Module) -> dict[str, nn.Module]:
         if name and isinstance(module, nn.Sequential | nn.ModuleList) and alike and not inside:
             found[name] = module
     config = getattr(model, "config", None)
-    told = {getattr(config, key, None) for key in _STACKS} - {None}
-    return {name: stack for name, stack in found.items() if len(list(stack.children())) in told} or found
+    depths = {getattr(config, key, None) for key in _STACKS} - {None}
+    return {name: stack for name, stack in found.items() if len(list(stack.children())) in depths} or found
 
 
 def with_layers(model: nn.Module, kept: Sequence[int], batch: Batch) -> nn.Module:
-    """A copy that has only these of its repeated blocks, numbered from 0 through all stacks; a configuration is written back.
+    """A copy that has only these of its repeated blocks, numbered from 0 through all stacks; its configuration is updated.
 
     Raises:
-        KdError: there are no such blocks, a number is out of range, or the blocks left do not fit one another.
+        KdError: there are no such blocks, a number is out of range, or the remaining blocks do not fit together.
     """
     made = private_copy(model)
     found = stacks(made)
     count = sum(len(list(stack.children())) for stack in found.values())
     name = f"--student layers={','.join(map(str, kept))}"
     if not found:
-        raise KdError(f"{name}: {type(model).__name__} has no repeated layers of one class", "--student narrow=0.5 makes it narrower", "or give a student of your own")
+        raise KdError(f"{name}: {type(model).__name__} has no repeated layers of one class", "--student narrow=0.5 makes it narrower", "or pass your own student")
     if list(kept) != sorted(set(kept)) or kept[-1] >= count:
         raise KdError(f"{name}: name layers of 0 to {count - 1}, each once, in order", f"{type(model).__name__} has them in {', '.join(found)}")
     if len(kept) == count:
-        raise KdError(f"{name} are all layers there are", "name fewer, such as every second one")
+        raise KdError(f"{name} keeps all layers", "name fewer, such as every second one")
     starts = [0, *accumulate(len(list(stack.children())) for stack in found.values())]
     numbers = [[layer - start for layer in kept if start <= layer < end] for start, end in pairwise(starts)]
     for stack, mine in zip(found.values(), numbers, strict=True):
@@ -64,7 +63,7 @@ def with_layers(model: nn.Module, kept: Sequence[int], batch: Batch) -> nn.Modul
         try_call(made, batch)
     except KdError as error:
         where = "; ".join(f"{stack} has {start} to {end - 1}" for stack, start, end in zip(found, starts[:-1], starts[1:], strict=True))
-        raise KdError(f"{name}: the layers that are left do not fit one another: {error.message}", "a layer that changes the shape must stay", where) from error
+        raise KdError(f"{name}: the remaining layers do not fit together: {error.message}", "a layer that changes the shape must stay", where) from error
     return made
 
 
@@ -73,21 +72,21 @@ def _keep(stack: nn.Module, numbers: Sequence[int]) -> None:
     stack._modules = {str(place): blocks[number] for place, number in enumerate(numbers)}
     for place, block in enumerate(stack.children()):
         for module in block.modules():
-            # where a layer keeps its keys and values in a cache
+            # a layer's index in the cache of keys and values
             if hasattr(module, "layer_idx"):
                 module.layer_idx = place  # type: ignore[assignment]
 
 
 def _write_back(model: nn.Module, left: Sequence[int], starts: Sequence[int], numbers: Sequence[Sequence[int]]) -> None:
-    """Tell a transformers configuration how many layers there are, so that `from_pretrained` works."""
+    """Write the new number of layers to a transformers configuration, so that `from_pretrained` works."""
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         return
     before = [end - start for start, end in pairwise(starts)]
     names = [key for key in _STACKS if isinstance(getattr(config, key, None), int)]
     for key in ("layer_types", "mlp_layer_types"):
-        if len(before) == 1 and isinstance(told := getattr(config, key, None), list) and len(told) == before[0]:
-            setattr(config, key, [told[number] for number in numbers[0]])
+        if len(before) == 1 and isinstance(depths := getattr(config, key, None), list) and len(depths) == before[0]:
+            setattr(config, key, [depths[number] for number in numbers[0]])
     changes: dict[str, int] = {}
     for key in names:
         number = len(left) - 1 if "decoder" in key else 0

@@ -1,4 +1,4 @@
-"""Fresh students: a net of the same kind whose weights are drawn anew."""
+"""Fresh students: a net of the same kind with new random weights."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from kdkit.errors import KdError
+from kdkit import KdError
+from kdkit.guards import seeded
 from kdkit.models import private_copy
-from kdkit.seeding import seeded
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 def reinitialized(model: nn.Module, context: Context, seed: int) -> nn.Module:
-    """A copy with fresh weights: of transformers' own drawing, or by the modules' `reset_parameters`.
+    """A copy with new random weights, by transformers' initialization or by the modules' `reset_parameters`.
 
-    Modules that have weights and no `reset_parameters` keep what they have; they are named in a note.
+    Modules with weights but without `reset_parameters` keep their weights; a note names them.
 
     Raises:
         KdError: none of its modules can be reset.
     """
     fresh = private_copy(model)
-    # not the number itself: a net made under manual_seed(0) would come back as it once began
+    # not the seed itself: a net made under manual_seed(0) would get its original weights again
     with seeded((seed * 1_000_003 + 0x5EED) % 2**32):
         drawn = _from_config(model)
         if drawn is not None:
             fresh.load_state_dict(drawn.state_dict())
             for module in fresh.modules():
-                # transformers draws the scales of some about zero, which lets no signal through
+                # transformers initializes some scales around zero, which blocks the signal
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.reset_parameters()
             return fresh
@@ -38,17 +38,17 @@ def reinitialized(model: nn.Module, context: Context, seed: int) -> nn.Module:
     holders = [name for name, module in fresh.named_modules() if module._parameters]
     if len(kept) >= len(holders):
         raise KdError(
-            f"{type(model).__name__} has no module with reset_parameters, so it can't begin anew",
+            f"{type(model).__name__} has no module with reset_parameters, so it can't be re-initialized",
             "write reset_parameters(self) in the modules that hold weights",
-            "or give a fresh net of your own as --student, and run distill soft for each generation",
+            "or pass an untrained net as --student, and run distill soft for each generation",
         )
     if kept:
-        context.note(f"kept as they were, having no reset_parameters: {', '.join(kept[:4])}{f' and {len(kept) - 4} more' if len(kept) > 4 else ''}")
+        context.note(f"weights kept, no reset_parameters: {', '.join(kept[:4])}{f' and {len(kept) - 4} more' if len(kept) > 4 else ''}")
     return fresh
 
 
 def _from_config(model: nn.Module) -> nn.Module | None:
-    """A fresh transformers model of the same shapes, where the configuration tells them."""
+    """A new transformers model from the configuration, if it has the same shapes; else None."""
     config = getattr(model, "config", None)
     if not type(model).__module__.startswith("transformers.") or config is None:
         return None
@@ -58,7 +58,7 @@ def _from_config(model: nn.Module) -> nn.Module | None:
 
 
 def _reset(module: nn.Module) -> bool:
-    """Draw a module's own weights anew; whether that could be done, or there are none."""
+    """Re-initialize a module's own weights; returns whether that worked, or it has none."""
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if reset is None:
         return not module._parameters

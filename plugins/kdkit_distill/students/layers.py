@@ -1,4 +1,4 @@
-"""What the catalogue's nets are made of, and how they fit small images."""
+"""Building blocks of the catalogue's nets, and strides for small images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil
 from torch import nn
 
 SMALLEST_MAP = 4
-"""Pixels a side that the last maps keep, so that there is something left to look at."""
+"""The least height and width of the last maps in pixels."""
 
 
 def strides(count: int, size: int) -> list[int]:
@@ -21,7 +21,7 @@ def strides(count: int, size: int) -> list[int]:
 
 
 def rounded(channels: float, divisor: int = 8) -> int:
-    """Channels as a multiple of `divisor`, never less than nine tenths of what was asked for.
+    """Channels as a multiple of `divisor`, at least 90 % of the requested number.
 
     >>> rounded(24 * 0.5), rounded(32), rounded(3)
     (16, 32, 8)
@@ -31,6 +31,6 @@ def rounded(channels: float, divisor: int = 8) -> int:
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Sequential:
-    """Convolution, batch norm and, unless told otherwise, ReLU; the map keeps its size but for the stride."""
+    """Convolution, batch norm and, by default, ReLU; without stride the map keeps its size."""
     layers = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))

@@ -1,4 +1,4 @@
-"""MnasNet (B1): inverted residuals whose kernels and depths were found by search on a phone.
+"""MnasNet (B1): inverted residuals with kernels and depths from an architecture search on a phone.
 
 Tan, Chen, Pang, Vasudevan, Sandler, Howard, Le, "MnasNet: Platform-Aware Neural Architecture Search for Mobile", CVPR 2019
 (arXiv:1807.11626).
@@ -15,7 +15,7 @@ _PLAN = ((24, 3, True, 3, 3), (40, 5, True, 3, 3), (80, 5, True, 6, 3), (96, 3, 
 
 
 class Inverted(nn.Module):
-    """Expand, depthwise, project; with a skip where the map keeps its shape."""
+    """Expand, depthwise, project; with a skip connection if the map keeps its shape."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()

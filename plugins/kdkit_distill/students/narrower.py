@@ -1,7 +1,7 @@
-"""Narrower: the same net with every inner width scaled, keeping the channels of the largest weights.
+"""Narrower: the same net with every inner width scaled; the channels with the largest weights are kept.
 
 Convolutional nets are cut by torch-pruning's dependency groups (Fang et al., "DepGraph", CVPR 2023, arXiv:2301.12900).
-Transformers are made anew from a narrower configuration, with random weights: their widths are tied to heads.
+Transformers are built from a narrower configuration, with random weights: their widths are tied to heads.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kdkit.data import Batch, try_call
-from kdkit.errors import KdError
-from kdkit.models import evaluating, private_copy
-from kdkit.tasks.contract import tensor_of
+from kdkit import Batch, KdError
+from kdkit.guards import explain_error
+from kdkit.models import evaluating, private_copy, try_call
+from kdkit.tasks import main_tensor
 from kdkit_distill.evaluation import called
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 _FORWARD = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
-"""Where configurations tell the width of their feed-forward layers."""
+"""Attributes of configurations for the width of feed-forward layers."""
 
 
 def narrowed(model: nn.Module, width: float, context: Context) -> nn.Module:
@@ -35,17 +35,19 @@ def narrowed(model: nn.Module, width: float, context: Context) -> nn.Module:
     config = getattr(model, "config", None)
     if isinstance(getattr(config, "num_attention_heads", None), int):
         made = _from_config(model, width)
-        context.note(f"--student narrow={width:g} of {type(model).__name__} begins with random weights: a transformer's widths can't be cut to it")
+        context.note(f"--student narrow={width:g} of {type(model).__name__} starts with random weights, since a transformer's weights can't be cut to smaller widths")
     else:
         made = _cut(private_copy(model), width, context.example)
     count, before = (sum(weight.numel() for weight in each.parameters()) for each in (made, model))
     if count >= before:
-        raise KdError(f"--student narrow={width:g} leaves {type(model).__name__} as wide as it is", "a smaller number", "--student layers=... takes layers away")
+        raise KdError(
+            f"--student narrow={width:g} leaves the widths of {type(model).__name__} unchanged", "use a smaller number", "or remove layers: --student layers=..."
+        )
     try_call(made, context.example)
     task, batch = context.task, context.example
-    said, wanted = (task.prediction(called(each, batch), batch).shape for each in (made, model))
-    if said != wanted:
-        raise KdError(f"--student narrow={width:g} of {type(model).__name__} would answer with {tuple(said)} instead of {tuple(wanted)}", "give a student of your own")
+    output, wanted = (task.prediction(called(each, batch), batch).shape for each in (made, model))
+    if output != wanted:
+        raise KdError(f"--student narrow={width:g} of {type(model).__name__} would return {tuple(output)} instead of {tuple(wanted)}", "pass your own student")
     return made.eval()
 
 
@@ -61,7 +63,7 @@ def _from_config(model: nn.Module, width: float) -> nn.Module:
     elif isinstance(shared, int):
         config.num_key_value_heads = fewer
     if hidden % heads:
-        raise KdError(f"{type(model).__name__} has {heads} heads in {hidden} values, which can't be made narrower by heads", "--student layers=... takes layers away")
+        raise KdError(f"{type(model).__name__} has {heads} heads in {hidden} values, which can't be made narrower by heads", "remove layers: --student layers=...")
     config.num_attention_heads, config.hidden_size = fewer, fewer * (hidden // heads)
     if getattr(config, "word_embed_proj_dim", None) == hidden:
         config.word_embed_proj_dim = config.hidden_size
@@ -71,7 +73,7 @@ def _from_config(model: nn.Module, width: float) -> nn.Module:
     try:
         return type(model)(config)
     except Exception as error:
-        raise KdError(f"{type(model).__name__} can't be built with a narrower configuration: {type(error).__name__}: {error}", "--student layers=...") from error
+        raise KdError(f"{type(model).__name__} can't be built with a narrower configuration: {explain_error(error)}", "--student layers=...") from error
 
 
 def _cut(model: nn.Module, width: float, batch: Batch) -> nn.Module:
@@ -81,7 +83,7 @@ def _cut(model: nn.Module, width: float, batch: Batch) -> nn.Module:
     batch = batch[:2] if weight is None else batch[:2].to(weight.device)
     answers = _last(model, batch)
     if answers is None:
-        raise KdError(f"{type(model).__name__} has no linear or convolutional layer to make narrower", "give a student of your own")
+        raise KdError(f"{type(model).__name__} has no linear or convolutional layer to make narrower", "pass your own student")
     modes = [(module, module.training) for module in model.modules()]
     flags = [(each, each.requires_grad) for each in model.parameters()]
     for each in model.parameters():
@@ -91,11 +93,11 @@ def _cut(model: nn.Module, width: float, batch: Batch) -> nn.Module:
             warnings.simplefilter("ignore")
             torch_pruning.pruner.BasePruner(
                 model.eval(), batch, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2), pruning_ratio=1 - width, ignored_layers=[answers],
-                forward_fn=lambda net, inputs: inputs.call(net), output_transform=tensor_of,
+                forward_fn=lambda net, inputs: inputs.call(net), output_transform=main_tensor,
             ).step()  # fmt: skip
-    except Exception as error:  # it may fail in any way on a model it was not made for
-        message = f"torch-pruning can't follow {type(model).__name__}: {type(error).__name__}: {error}"
-        raise KdError(message, "--student layers=... takes layers away", "or give a student of your own") from error
+    except Exception as error:  # torch-pruning may raise any error for an unsupported model
+        message = f"torch-pruning can't trace {type(model).__name__}: {explain_error(error)}"
+        raise KdError(message, "remove layers: --student layers=...", "or pass your own student") from error
     for module, mode in modes:
         module.training = mode
     for each, flag in flags:
@@ -106,7 +108,7 @@ def _cut(model: nn.Module, width: float, batch: Batch) -> nn.Module:
 
 
 def _last(model: nn.Module, batch: Batch) -> nn.Module | None:
-    """The layer that gives the answers: the last one with weights to run; its outputs must stay as many."""
+    """The output layer: the last one with weights to run; its number of outputs must not change."""
     ran: list[nn.Module] = []
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     hooks = [module.register_forward_hook(lambda module, inputs, output: ran.append(module)) for module in model.modules() if isinstance(module, kinds)]

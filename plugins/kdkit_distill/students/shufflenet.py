@@ -1,4 +1,4 @@
-"""ShuffleNet V2: half of the channels pass by, the others are convolved, and both are shuffled.
+"""ShuffleNet V2: half of the channels pass unchanged, the others are convolved, and both are shuffled.
 
 Ma, Zhang, Zheng, Sun, "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", ECCV 2018 (arXiv:1807.11164).
 """
@@ -15,7 +15,7 @@ _WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352,
 
 
 class Unit(nn.Module):
-    """One half convolved, the other as it is; a unit that halves the map, or widens it, convolves both."""
+    """Convolves one half of the channels; a unit that halves the map, or widens it, convolves both."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, first: bool):
         super().__init__()

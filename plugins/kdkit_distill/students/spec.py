@@ -1,4 +1,4 @@
-"""What `--student` may say, and the student that it stands for.
+"""What `--student` accepts, and the student that it makes.
 
 ================  ====================================================================================================
 `small`, `@slim`  a model of the session, as a copy
@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from kdkit.errors import KdError, did_you_mean
-from kdkit.models import adopt, private_copy
-from kdkit.seeding import seeded
+from kdkit import KdError, adopt_model, did_you_mean
+from kdkit.guards import seeded
+from kdkit.models import private_copy
 from kdkit_distill.students.catalogue import CATALOGUE, of_catalogue
 from kdkit_distill.students.fewer import with_layers
 from kdkit_distill.students.narrower import narrowed
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 @dataclass(frozen=True)
 class Student:
-    """A student as it was asked for.
+    """A parsed `--student`.
 
     Attributes:
-        kind: how it comes to be.
+        kind: how it is made.
         name: of a model of the session, or of the catalogue.
-        layers: that are kept.
+        layers: the numbers of the layers to keep.
         width: factor of the widths.
     """
 
@@ -45,27 +45,27 @@ class Student:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What making it imports, beside torch."""
+        """Packages that making it needs, besides torch."""
         if self.kind == "narrow":
             return ("torch_pruning",)
         return ("transformers",) if self.kind == "catalogue" and CATALOGUE[self.name].startswith("published:") else ()
 
     def make(self, model: nn.Module, teacher: str, context: Context) -> nn.Module:
-        """The student, a model of its own.
+        """Make the student, an independent model.
 
         Args:
-            model: the model at hand; it teaches where the session holds no teacher.
+            model: the current model; it is the teacher if the session has none.
             teacher: its name in the session.
 
         Raises:
-            KdError: the session has no such model, or the teacher can't be made smaller so.
+            KdError: the session has no such model, or the teacher can't be made smaller in this way.
         """
         if self.kind == "named":
-            return private_copy(adopt(context.named(self.name, "a model")))
+            return private_copy(adopt_model(context.named(self.name, "a model")))
         held = context.objects.get(teacher)
-        # a teacher that is a function has no layers to give
+        # a teacher that is a function has no layers to copy
         source = held if isinstance(held, nn.Module) else model
-        # the same seed gives the same student, whatever was drawn before
+        # the same seed gives the same student, independent of earlier random numbers
         with seeded(context.seed):
             if self.kind == "layers":
                 return with_layers(source, self.layers, context.example)
@@ -75,27 +75,27 @@ class Student:
 
 
 def read(spec: str, context: Context | None = None) -> Student:
-    """The student that a specification asks for.
+    """Parse a `--student` specification.
 
     Args:
-        context: a model of this name in its session comes first; without, any other word is taken for such a name.
+        context: a model of this name in its session comes first; without a context, any other word counts as such a name.
 
     Raises:
-        KdError: it asks for nothing there is.
+        KdError: it names no known student.
 
     >>> read("layers=0,2").layers, read("mobilenet-v2=0.5").width, read("small").kind
     ((0, 2), 0.5, 'named')
     """
     if context is not None and context.objects.get(spec) is not None:
         return Student("named", spec)
-    kind, said, value = spec.partition("=")
-    if kind == "layers" and said:
+    kind, given, value = spec.partition("=")
+    if kind == "layers" and given:
         return Student("layers", layers=_layers(spec, value))
-    if kind == "narrow" and said:
+    if kind == "narrow" and given:
         return Student("narrow", width=_width(spec, value, below_one=True))
     if kind in CATALOGUE:
-        return Student("catalogue", kind, width=_width(spec, value) if said else 1.0)
-    if said or context is not None:
+        return Student("catalogue", kind, width=_width(spec, value) if given else 1.0)
+    if given or context is not None:
         raise _unknown(spec, kind, context)
     return Student("named", spec)
 
@@ -123,7 +123,7 @@ def _width(spec: str, value: str, below_one: bool = False) -> float:
         width = math.nan
     if not 0 < width <= (1 if below_one else 4) or (below_one and width == 1):
         raise KdError(
-            f"--student {spec}: the width is a number above 0" + (" and below 1" if below_one else ", 1 as published, 4 at the most"),
+            f"--student {spec}: the width is a number above 0" + (" and below 1" if below_one else ", 1 as published, at most 4"),
             f"--student {spec.split('=')[0]}=0.5",
         )
     return width
@@ -135,6 +135,6 @@ def _unknown(spec: str, kind: str, context: Context | None) -> KdError:
         f"there is no student {spec!r}",
         did_you_mean(kind, [*CATALOGUE, "layers", "narrow", *held]),
         f"light nets: {', '.join(CATALOGUE)}; half as wide: {next(iter(CATALOGUE))}=0.5",
-        "of the teacher: layers=0,2,5 keeps these layers, narrow=0.5 halves its widths",
+        "copies of the teacher: layers=0,2,5 keeps these layers, narrow=0.5 halves its widths",
         f"models of the session: {', '.join(held) or 'none'}; your own: --student {{net}}",
     )

@@ -32,7 +32,7 @@ class Fire(nn.Module):
 class SqueezeNet(nn.Module):
     """(batch, channels, height, width) to (batch, classes) logits.
 
-    The ReLU that the paper puts behind the last convolution is left out: a logit must be able to be negative to follow a teacher's.
+    The paper's ReLU after the last convolution is left out: logits must be negative where a teacher's are.
 
     >>> SqueezeNet(10, 1, size=28)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -55,7 +55,7 @@ class SqueezeNet(nn.Module):
         self.head = nn.Conv2d(wide, classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # there is no batch norm that would put the scale right
+                # there is no batch norm that would correct the scale
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)

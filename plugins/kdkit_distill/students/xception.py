@@ -1,4 +1,4 @@
-"""Xception: every convolution behind the stem is depthwise separable, every block has a skip.
+"""Xception: every convolution after the stem is depthwise separable, every block has a skip connection.
 
 Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017 (arXiv:1610.02357).
 """
@@ -13,12 +13,12 @@ from kdkit_distill.students.layers import convolution, strides
 
 
 def separable(inputs: int, outputs: int) -> nn.Sequential:
-    """A 3x3 convolution of each channel by itself, a 1x1 convolution over them, batch norm."""
+    """A depthwise 3x3 convolution, a 1x1 convolution over the channels, batch norm."""
     return nn.Sequential(nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
 class Block(nn.Module):
-    """Separable convolutions, each behind a ReLU but the net's first, and a skip; the skip is convolved where shapes differ."""
+    """Separable convolutions, each after a ReLU except the net's first, and a skip connection, convolved where shapes differ."""
 
     def __init__(self, widths: tuple[int, ...], stride: int = 1, first: bool = False):
         super().__init__()

@@ -1,1 +1,1 @@
-"""What is inside a transformer: hidden states, attention, the relations of its values."""
+"""Transformer distillation: objectives over hidden states, attention, and relations of queries, keys and values."""

@@ -5,13 +5,13 @@ Sanh, Debut, Chaumond, Wolf, "DistilBERT, a distilled version of BERT: smaller, 
 
     L = [ 5 · T² KL(p_t ‖ p_s) + 2 · label loss (masked tokens) + 1 · (1 - cos(h_s, h_t)) ] / 8, T = 2
 
-The published run's weights, divided by their sum: alpha = 6/8 is the teacher's share, 5/6 and 1/6 of it are soft labels' and
-cosine's. KL and cosine count every token that is no padding; --tokens labels counts KL only where a label is, as for the
-masked language model alone.
+The published run's weights, divided by their sum: alpha = 6/8 is the teacher's share, 5/6 and 1/6 of it are those of soft
+labels and cosine. KL and cosine count every token that is not padding; --tokens labels counts KL only on tokens with a label,
+such as the masked tokens.
 
-Pitfalls: means are over counted tokens of the whole step, not over classes or padding. The paper's student starts as every
-other block of the teacher, without which it learns far slower: --student layers=0,2,4,6,8,10. Of different widths a linear map
-of the student's states is trained beside it.
+Pitfalls: means are over counted tokens of the whole step, not over classes or padding. The paper's student starts with every
+other block of the teacher; otherwise it learns far more slowly: --student layers=0,2,4,6,8,10. If widths differ, a linear map
+of the student's states is trained with it.
 """
 
 from __future__ import annotations
@@ -21,38 +21,36 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.data import Batch
-from kdkit.tasks import Task, TokenClassification
-from kdkit.training import Term
-from kdkit_distill.matching import parsed
-from kdkit_distill.pooling import real_tokens
-from kdkit_distill.projections import bridge
+from kdkit import Batch, Task, Term, param
+from kdkit.tasks import TokenClassification
+from kdkit_distill.layers.matching import parsed
+from kdkit_distill.layers.pooling import real_tokens
+from kdkit_distill.layers.projections import bridge
 from kdkit_distill.response.divergences import cosine_distance, soft_labels
 from kdkit_distill.response.stage import ResponseStage
-from kdkit_distill.signals import Exchange, Pair
+from kdkit_distill.signals import Pair, SignalPair
 from kdkit_distill.transformer.masks import check_tokens, compared_tokens
 from kdkit_distill.transformer.stage import TransformerStage
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 class DistilBert(ResponseStage, TransformerStage):
-    """Match the softened predictions and the direction of the last hidden states, beside the labels (DistilBERT).
+    """Match the softened predictions and the direction of the last hidden states, with the labels (DistilBERT).
 
     Loss: (5 · T² KL + 2 · label loss + 1 - cosine) / 8 with the default alpha. For masked and causal language
-    models, classifiers of items and of tokens. Begin with a student made of the teacher's blocks: --student layers=0,2,4.
+    models, classifiers of items and of tokens. Start with a student made of the teacher's blocks: --student layers=0,2,4.
     """
 
     id: ClassVar[str] = "distill.distilbert"
 
     alpha: float = param(0.75, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.5, 1.0))
-    temperature: float = param(2.0, "softens both distributions; 1 leaves them as they are", gt=0, search=(1, 8))
-    soft_weight: float = param(5.0, "of the soft labels, beside the cosine's", ge=0)
-    cosine_weight: float = param(1.0, "of the cosine of hidden states, beside the soft labels'", gt=0)
-    tokens: Literal["attention", "labels"] = param("attention", "where soft labels count: on all tokens that are no padding, or on those with a label", advanced=True)
-    layers: tuple[str, ...] = param((), "the pair student_layer=teacher_layer of hidden states; the last ones when not said", advanced=True)
+    temperature: float = param(2.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8))
+    soft_weight: float = param(5.0, "weight of the soft labels, relative to --cosine-weight", ge=0)
+    cosine_weight: float = param(1.0, "weight of the cosine of hidden states, relative to --soft-weight", gt=0)
+    tokens: Literal["attention", "labels"] = param("attention", "where soft labels count: on all tokens except padding, or only on those with a label", advanced=True)
+    layers: tuple[str, ...] = param((), "the pair student_layer=teacher_layer of hidden states; default: the last ones", advanced=True)
 
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:
         if self.layers:
@@ -67,7 +65,7 @@ class DistilBert(ResponseStage, TransformerStage):
             found[str(number)] = bridge(student, teacher)
         return found
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         whole = self.soft_weight + self.cosine_weight
         real = real_tokens(seen.step.batch)
         if self.soft_weight:

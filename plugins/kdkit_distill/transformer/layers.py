@@ -1,4 +1,4 @@
-"""Layers: embeddings, hidden states, attention scores and prediction are the teacher's (TinyBERT).
+"""Layers: the student matches the teacher's embeddings, hidden states, attention scores and prediction (TinyBERT).
 
 Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu, "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of
 EMNLP 2020 (arXiv:1909.10351).
@@ -6,14 +6,14 @@ EMNLP 2020 (arXiv:1909.10351).
     L = MSE(E_s W_e, E_t) + Σ_m [ MSE(H_s^m W_h, H_t^g(m)) + 1/heads · Σ MSE(A_s^m, A_t^g(m)) ] + T² KL(teacher ‖ student)
     A = Q Kᵀ / √size, before the softmax; g(m) = m · teacher's blocks / student's blocks
 
-W_e and W_h are trained beside the student where widths differ, and thrown away. The last term is the published soft cross
-entropy less the teacher's entropy, with T², which the published code lacks; of models without classes it is the MSE of their
+W_e and W_h are trained with the student where widths differ, but not saved. The last term is the published soft cross entropy
+minus the teacher's entropy, with T², which the published code lacks; for models without classes it is the MSE of their
 vectors or numbers, and vectors of different widths are not compared.
 
-Pitfalls: transformers gives attention after the softmax, and none under sdpa: the scores are computed from the layers that
-make queries and keys. Means are over the tokens, or pairs of them, that are no padding, an item at a time: the published code
-counts padding as zeros. Where head counts differ the means over heads are compared, a far weaker term. The paper learns its
-layers first and the prediction after them: --intermediate-share 0.7; and it learns without labels, as this does by default.
+Pitfalls: transformers returns attention after the softmax, and none under sdpa, so the scores are computed from the outputs of
+the layers for queries and keys. Means are over the tokens of an item, or pairs of them, that are not padding; the published
+code counts padding as zeros. If head counts differ, the means over heads are compared, a far weaker term. The paper learns the
+layers first and then the prediction: --intermediate-share 0.7; and it learns without labels, as this does by default.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from kdkit.contract import param
-from kdkit.errors import KdError
-from kdkit.tasks import Classification, Task
-from kdkit.training import Term
+from kdkit import KdError, Task, Term, param
+from kdkit.tasks import Classification
 from kdkit_distill.feature.hints import hint_distance
-from kdkit_distill.heads import same_classes
-from kdkit_distill.pooling import token_mean
+from kdkit_distill.layers.heads import same_classes
+from kdkit_distill.layers.pooling import token_mean
+from kdkit_distill.layers.projections import bridge
 from kdkit_distill.precision import wide_pair
-from kdkit_distill.projections import bridge
 from kdkit_distill.response.divergences import soft_labels, squared
 from kdkit_distill.response.stage import Tempered
-from kdkit_distill.signals import Exchange, Pair, Signal
+from kdkit_distill.signals import Pair, Signal, SignalPair
 from kdkit_distill.transformer.masks import check_tokens, compared_tokens, seen_pairs
 from kdkit_distill.transformer.stack import Attention, Block, Stack
 from kdkit_distill.transformer.stage import Aligned, TransformerStage
 
 if TYPE_CHECKING:
-    from kdkit.context import Context
+    from kdkit import Context
 
 
 def hidden_states(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
@@ -49,7 +47,7 @@ def hidden_states(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
     Args:
         student: (batch, tokens, hidden); computed in float32 at least.
         teacher: the same shape.
-        real: (batch, tokens) bool, which tokens are no padding.
+        real: (batch, tokens) bool, which tokens are not padding.
 
     Returns:
         (batch,).
@@ -66,7 +64,7 @@ def attention_scores(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
 
     Args:
         student: (batch, heads, tokens, tokens); computed in float32 at least.
-        teacher: the like; with another number of heads the means over heads are compared.
+        teacher: the same; if the number of heads differs, the means over heads are compared.
         pairs: (batch, tokens, tokens) bool, which token may see which.
 
     Returns:
@@ -83,11 +81,11 @@ def attention_scores(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
 
 
 def prediction(student: Tensor, teacher: Tensor, task: Task, temperature: float = 1.0) -> Tensor | None:
-    """How far the answers are apart: T² · KL between classes, otherwise the mean squared difference.
+    """The distance between the predictions: T² · KL for classes, otherwise the mean squared difference.
 
     Args:
         student: the task's prediction, (batch, classes), (batch, tokens, classes), or (batch, values).
-        teacher: the like; of two heads over one vocabulary the padding of the wider is cut off.
+        teacher: the same; if one head has a padded vocabulary, the padding is cut off.
 
     Returns:
         (batch,) or (batch, tokens); None for vectors of different widths, which can't be compared.
@@ -103,8 +101,8 @@ def prediction(student: Tensor, teacher: Tensor, task: Task, temperature: float 
     classes = (student.shape[-1], teacher.shape[-1])
     if not isinstance(task, Classification):
         return None if classes[0] != classes[1] else squared(student, teacher)
-    said, asked = same_classes(Signal(student), Signal(teacher), task, "or leave the prediction out: --prediction-weight 0")
-    return soft_labels(said.logits, asked.logits, temperature)
+    predicted, expected = same_classes(Signal(student), Signal(teacher), task, "or leave the prediction out: --prediction-weight 0")
+    return soft_labels(predicted.logits, expected.logits, temperature)
 
 
 def uniform_map(student: int, teacher: int) -> list[tuple[int, int]]:
@@ -120,18 +118,17 @@ class Layers(Tempered, TransformerStage):
     """Match a transformer's embeddings, hidden states, attention scores and prediction (TinyBERT).
 
     Loss: MSE of embeddings + sum over blocks of MSE of hidden states and of attention scores before the softmax + T² · KL of the
-    predictions. Linear maps bridge different widths; blocks are paired evenly, or by --map 0=2 1=5. Labels are left
-    out unless asked for. --intermediate-share 0.7 learns the layers first and then the prediction alone, as the paper does.
+    predictions. Linear maps bridge different widths; blocks are paired evenly, or by --map 0=2 1=5. Labels are not used
+    without --labels. --intermediate-share 0.7 learns the layers first and then only the prediction, as in the paper.
     """
 
     id: ClassVar[str] = "distill.layers"
+    known_as: ClassVar[tuple[str, ...]] = ("TinyBERT",)
 
-    labels: bool = param(False, "learn from labels too; the paper does not, and --alpha counts only with them")
-    map: tuple[str, ...] = param((), "pairs student_block=teacher_block, counted from 0; spread evenly when not said")
+    labels: bool = param(False, "learn from labels too; the paper does not; --alpha has no effect without labels")
+    map: tuple[str, ...] = param((), "pairs student_block=teacher_block, counted from 0; default: evenly spread")
     temperature: float = param(1.0, "softens both predictions", gt=0, search=(1, 8))
-    intermediate_share: float | None = param(
-        None, "share of the training for the layers alone, the rest for the prediction alone; both at once when not said", ge=0, le=1
-    )
+    intermediate_share: float | None = param(None, "share of the training for the layers only, the rest for the prediction only; default: both at once", ge=0, le=1)
     embedding_weight: float = param(1.0, "factor of the embeddings", ge=0, advanced=True)
     hidden_weight: float = param(1.0, "factor of the hidden states", ge=0, advanced=True)
     attention_weight: float = param(1.0, "factor of the attention scores", ge=0, advanced=True)
@@ -144,10 +141,10 @@ class Layers(Tempered, TransformerStage):
         for one, two in attentions:
             if one.biased or two.biased:
                 raise KdError(
-                    f"{self.title}: a model adds a bias by position to its scores, which its layers' outputs do not show", "--attention-weight 0 leaves scores out"
+                    f"{self.title}: a model adds a position bias to its attention scores, which can't be captured", "leave the scores out: --attention-weight 0"
                 )
         if any(one.heads != two.heads for one, two in attentions):
-            context.note(f"{self.title}: {attentions[0][0].heads} heads learn from {attentions[0][1].heads}, so the means over heads are compared")
+            context.note(f"{self.title}: the student has {attentions[0][0].heads} heads, the teacher {attentions[0][1].heads}, so the means over heads are compared")
         found: list[Pair] = [Aligned(mine.embeddings, theirs.embeddings, "embeddings")]
         found += [Aligned(one.name, two.name, "hidden") for one, two in blocks]
         for one, two in attentions:
@@ -166,7 +163,7 @@ class Layers(Tempered, TransformerStage):
             found[name] = bridge(student, teacher)
         return found
 
-    def terms(self, seen: Exchange) -> Iterable[Term]:
+    def terms(self, seen: SignalPair) -> Iterable[Term]:
         for name, factor in (("embeddings", self.embedding_weight), ("hidden", self.hidden_weight), ("scores", self.attention_weight)):
             values = [self._compared(pair, seen) for pair in seen.pairs if isinstance(pair, Aligned) and pair.role == name]
             if factor and values:
@@ -176,7 +173,7 @@ class Layers(Tempered, TransformerStage):
         if answers is not None:
             yield Term("prediction", answers, self._phased(self.prediction_weight, early=False))
 
-    def _compared(self, pair: Aligned, seen: Exchange) -> Tensor:
+    def _compared(self, pair: Aligned, seen: SignalPair) -> Tensor:
         student, teacher = seen.student.features, seen.teacher.features
         batch = seen.step.batch
         real = compared_tokens(batch, student[pair.student])

@@ -1,23 +1,22 @@
-"""Masks: which tokens are compared, and which of them sees which."""
+"""Masks: which tokens are compared, and which token may attend to which."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from kdkit.data import Batch
-from kdkit.errors import KdError
-from kdkit_distill.pooling import real_tokens
+from kdkit import Batch, KdError
+from kdkit_distill.layers.pooling import real_tokens
 
 
 def compared_tokens(batch: Batch, feature: Tensor) -> Tensor:
-    """Which of a feature's tokens are no padding, (batch, tokens) bool; all where the batch has no `attention_mask`.
+    """Which of a feature's tokens are not padding, (batch, tokens) bool; all if the batch has no `attention_mask`.
 
     Args:
-        feature: (batch, tokens, ...), which must have as many.
+        feature: (batch, tokens, ...), with the batch's number of tokens.
 
     Raises:
-        KdError: it has not.
+        KdError: the feature has another number of tokens.
 
     >>> compared_tokens(Batch(kwargs={"attention_mask": torch.tensor([[1, 0]])}), torch.zeros(1, 2, 8))
     tensor([[ True, False]])
@@ -27,14 +26,14 @@ def compared_tokens(batch: Batch, feature: Tensor) -> Tensor:
         return torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
     if real.shape != feature.shape[:2]:
         raise KdError(
-            f"a layer gives {tuple(feature.shape[:2])} tokens for {tuple(real.shape)} of the batch",
+            f"a layer outputs {tuple(feature.shape[:2])} tokens for {tuple(real.shape)} of the batch",
             "virtual tokens of prompt tuning can't be compared; merge or drop them",
         )
     return real.to(feature.device)
 
 
 def seen_pairs(real: Tensor, causal: bool = False) -> Tensor:
-    """Which token may see which, (batch, tokens, tokens) bool: none looks from or at padding, nor ahead where causal.
+    """Which token may attend to which, (batch, tokens, tokens) bool: no attention from or to padding, nor to later tokens if causal.
 
     >>> seen_pairs(torch.tensor([[True, True, False]])).int()
     tensor([[[1, 1, 0],
@@ -46,12 +45,12 @@ def seen_pairs(real: Tensor, causal: bool = False) -> Tensor:
 
 
 def check_tokens(student: Tensor, teacher: Tensor, title: str) -> None:
-    """See that two layers give as many tokens.
+    """Check that two layers output the same number of tokens.
 
     Raises:
         KdError: they do not.
     """
     if student.dim() != 3 or teacher.dim() != 3 or student.shape[:2] != teacher.shape[:2]:
         raise KdError(
-            f"{title}: the student's layer gives {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}", "both must see the same tokens: one tokenizer for both"
+            f"{title}: the student's layer outputs {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}", "both need the same tokens: use one tokenizer"
         )

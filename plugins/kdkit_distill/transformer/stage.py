@@ -1,4 +1,4 @@
-"""What techniques over a transformer's inside share: both nets' blocks, by name."""
+"""The base class of techniques that compare the blocks of two transformers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdkit.errors import KdError
+from kdkit import KdError
 from kdkit_distill.signals import Pair
-from kdkit_distill.stage import DistillStage
+from kdkit_distill.technique import DistillStage
 from kdkit_distill.transformer.stack import Attention, Stack, stack_of
 
 
 @dataclass(frozen=True)
 class Aligned(Pair):
-    """Two layers that are compared, what for, and the attentions they belong to."""
+    """Two layers to compare, the kind of comparison, and their attentions."""
 
     role: str = ""
     mine: Attention | None = None
@@ -22,14 +22,16 @@ class Aligned(Pair):
 
 
 class TransformerStage(DistillStage):
-    """A technique that compares what is inside two transformers over the same tokens."""
+    """A technique that compares layers of two transformers over the same tokens."""
 
     def stacks(self, student: nn.Module, teacher: nn.Module | None) -> tuple[Stack, Stack]:
         """The student's blocks and the teacher's.
 
         Raises:
-            KdError: one is no transformer that can be read, or the teacher is not at hand.
+            KdError: one is not a transformer of a known form, or the teacher is not in memory.
         """
         if teacher is None:
-            raise KdError(f"{self.title} looks inside the teacher, and only its answers are at hand", "pass the teacher as a model: %kd use ... --teacher {model}")
+            raise KdError(
+                f"{self.title} compares the teacher's layers, but only its cached output is available", "pass the teacher as a model: %kd use ... --teacher {model}"
+            )
         return stack_of(student), stack_of(teacher)

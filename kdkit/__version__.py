@@ -1,0 +1,3 @@
+"""The version of kdkit."""
+
+__version__ = "0.2.0"

@@ -1,0 +1,287 @@
+"""Measure a version's cost and quality; each figure has a unit, a backend, and a mark if it is simulated.
+
+A figure that can't be measured is absent, never estimated. If a measure fails, the report's notes name it and the other measures
+still run. While masks or fake-quant are pending, size and speed are the values that the final model *would* have, marked as simulated.
+
+Times are medians of repeated calls. The calls of a version and of its parent alternate, so that their ratio is reliable also on a
+busy machine. Differences under 5 % are noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from kdkit.data import Batch, Data
+from kdkit.data.batch import resize
+from kdkit.errors import Cancelled, KdError
+from kdkit.guards import explain_error
+from kdkit.guards.interrupts import package_of, raise_interrupt
+from kdkit.measurement.memory_traffic import Traffic, traffic
+from kdkit.measurement.report import Figure, Report
+from kdkit.measurement.timing import MANY, Timing, interleave
+from kdkit.models.copies import private_copy
+from kdkit.models.traits import SIMULATED, Trait, traits_of
+
+if TYPE_CHECKING:
+    from kdkit.backends.base import Backend
+    from kdkit.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A version and what is needed to measure it.
+
+    Attributes:
+        model: the version's model.
+        task: the task that evaluates its outputs; None without data.
+        data: the evaluation data, if any.
+        example: a batch of inputs, if any.
+        backend: the backend that runs the model.
+        original: the session's first model; the version's agreement with it is measured.
+        parent: the parent version; the two are timed alternately.
+        budget_s: seconds to spend on each timing.
+        bytes_saved: how many bytes the stored form of the model saves, if a codec encodes it.
+        notes: notes of the measures, for the report.
+        check_cancelled: called before each measure and each evaluated batch; raises `Cancelled` to stop.
+    """
+
+    model: nn.Module
+    task: Task | None
+    data: Data | None
+    example: Batch | None
+    backend: Backend
+    original: nn.Module | None = None
+    parent: Subject | None = None
+    budget_s: float = 0.5
+    bytes_saved: int = 0
+    notes: list[str] = field(default_factory=list)
+    check_cancelled: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Callable[[Batch], Any]]:
+        """The model on its backend, as a function: batch -> output on the CPU."""
+        with self.backend.runner(self.model) as call:
+            yield call
+
+    @cached_property
+    def traits(self) -> frozenset[str]:
+        """The traits of the model."""
+        return traits_of(self.model)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the backend computes on CUDA."""
+        return str(getattr(self.backend, "device", "")).startswith("cuda")
+
+    @cached_property
+    def traffic(self) -> Traffic | None:
+        """The memory traffic of one call with one item; None if torch does not run the call."""
+        if self.example is None or Trait.ONNX in self.traits:
+            return None
+        with self.running() as call:
+            return traffic(call, resize(self.example, 1), self.model)
+
+    @cached_property
+    def one_item(self) -> Timing | None:
+        """Timing of calls with one item."""
+        return self._timed(1)
+
+    @cached_property
+    def many_items(self) -> Timing | None:
+        """Timing of calls with `MANY` items."""
+        return self._timed(MANY)
+
+    def _timed(self, size: int) -> Timing | None:
+        if self.example is None:
+            return None
+        batch = resize(self.example, size)
+        with contextlib.ExitStack() as stack:
+            calls = [stack.enter_context(self.running())]
+            if self.parent is not None:
+                with self._skip_on_error("no ratio of the latency to the parent's"):
+                    call = stack.enter_context(self.parent.running())
+                    call(batch)
+                    calls.append(call)
+            return interleave([partial(call, batch) for call in calls], self.budget_s)
+
+    @contextlib.contextmanager
+    def _skip_on_error(self, what: str, home: str = "") -> Iterator[None]:
+        """Note an error and continue; `Cancelled` and an interrupt of the user are raised again.
+
+        Args:
+            home: the package whose code runs.
+        """
+        handled = sys.exception()
+        try:
+            yield
+        except Cancelled:
+            raise
+        except BaseException as error:  # a plugin's measure may raise anything, SystemExit too
+            raise_interrupt(error, home, handled)
+            remedy = getattr(error, "hints", ())[:1]
+            self.notes.append("; ".join((f"{what}: {explain_error(error, home)}", *remedy)))
+
+
+class PrivateSubject(Subject):
+    """A subject as a plugin's measure receives it: models and data are copies, made when they are used for the first time.
+
+    A measure that switches to train mode, changes weights or inputs, or leaves hooks, changes only its own copies. The timings and the
+    memory traffic are those of the subject itself.
+    """
+
+    @classmethod
+    def of(cls, subject: Subject) -> PrivateSubject:
+        """The copy of a subject; it adds its notes to those of the subject."""
+        private = object.__new__(cls)
+        vars(private).update({name: value for name, value in vars(subject).items() if name not in vars(cls)}, _live=subject)
+        return private
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return private_copy(self._live.model)
+
+    @cached_property
+    def original(self) -> nn.Module | None:
+        return None if self._live.original is None else private_copy(self._live.original)
+
+    @cached_property
+    def parent(self) -> Subject | None:
+        return None if self._live.parent is None else PrivateSubject.of(self._live.parent)
+
+    @cached_property
+    def data(self) -> Data | None:
+        live = self._live.data
+        return None if live is None else Data(lambda: (batch.clone() for batch in live.batches()), live.reason, live.items, live.numbered)
+
+    @cached_property
+    def example(self) -> Batch | None:
+        return None if self._live.example is None else self._live.example.clone()
+
+    @cached_property
+    def traits(self) -> frozenset[str]:
+        return self._live.traits if self._live else super().traits
+
+    @cached_property
+    def traffic(self) -> Traffic | None:
+        return self._live.traffic if self._live else super().traffic
+
+    @cached_property
+    def one_item(self) -> Timing | None:
+        return self._live.one_item if self._live else super().one_item
+
+    @cached_property
+    def many_items(self) -> Timing | None:
+        return self._live.many_items if self._live else super().many_items
+
+    @property
+    def _live(self) -> Any:
+        """The subject itself; None in what `dataclasses.replace` makes, which has all it needs."""
+        return vars(self).get("_live")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to measure a version.
+
+    Attributes:
+        name: name of the measure and of its figure.
+        unit: unit of the figure.
+        better: "higher" or "lower".
+        run: subject -> the value, one or several `Figure`s, or None if the subject can't be measured.
+        real_only: whether the figure is simulated while masks or fake-quant are pending.
+        headline: whether tables of versions show the figure too.
+        source: the plugin that offers it, for messages; kdkit sets it, and gives the measure copies. Empty for kdkit's own.
+
+    >>> layers = Measure("layers", "", "lower", lambda subject: len(list(subject.model.modules())))
+    """
+
+    name: str
+    unit: str
+    better: str
+    run: Callable[[Subject], float | Figure | Iterable[Figure] | None]
+    real_only: bool = False
+    headline: bool = True
+    source: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return f"{self.name} (of {self.source})" if self.source else self.name
+
+    @property
+    def home(self) -> str:
+        """The package of its code; empty for kdkit's own."""
+        return package_of(getattr(self.run, "__module__", None) or type(self.run).__module__) if self.source else ""
+
+    def figures(self, subject: Subject) -> list[Figure]:
+        """The figures of a subject.
+
+        Raises:
+            TypeError: `run` returned something else.
+            ValueError: a figure is not a finite number.
+        """
+        found = self.run(subject)
+        listed = [] if found is None else list(found) if isinstance(found, Iterable) and not isinstance(found, str | Tensor) else [found]
+        return [self._complete(item, subject) for item in listed]
+
+    def _complete(self, item: Any, subject: Subject) -> Figure:
+        figure = item if isinstance(item, Figure) else Figure(self.name, item, self.unit, self.better)
+        if isinstance(figure.value, bool) or not isinstance(figure.value, (int, float)):
+            raise TypeError(f"{type(figure.value).__name__} is not a number; a measure returns a number, a Figure, several Figures, or None")
+        if not math.isfinite(figure.value):
+            raise ValueError(f"{figure.name} is {figure.value}")
+        simulated = figure.simulated or (self.real_only and bool(subject.traits & SIMULATED))
+        return replace(figure, backend=figure.backend or subject.backend.name, simulated=simulated, headline=figure.headline and self.headline)
+
+
+Call = Callable[[Measure, Callable[[], list[Figure]]], list[Figure]]
+"""Calls a plugin's measure: (measure, computes its figures) -> the figures."""
+
+
+def measure(subject: Subject, measures: Iterable[Measure], call: Call = lambda measure, figures: figures()) -> Report:
+    """Measure a version.
+
+    Args:
+        subject: the version.
+        measures: the measures to run, in order.
+        call: calls the measures of plugins.
+
+    >>> from types import SimpleNamespace
+    >>> import torch
+    >>> net = nn.Linear(3, 4)
+    >>> subject = Subject(net, task=None, data=None, example=Batch((torch.ones(2, 3),)), backend=SimpleNamespace(name="cpu"))
+    >>> measure(subject, [Measure("layers", "", "lower", lambda subject: len(list(subject.model.modules())))])
+    figure  value
+    layers      1
+    """
+    subject = replace(subject, notes=[])
+    figures: dict[str, Figure] = {}
+    titles: dict[str, str] = {}
+    for each in measures:
+        subject.check_cancelled()
+        with subject._skip_on_error(f"{each.title} was not measured", each.home):
+            for figure in _figures(each, subject, call):
+                if figure.name in figures:
+                    raise KdError(f"another measure already returned a figure {figure.name!r}: {titles[figure.name]}")
+                figures[figure.name], titles[figure.name] = figure, each.title
+    timings = [timing for name in ("one_item", "many_items") if (timing := vars(subject).get(name))]
+    load = "" if subject.on_cuda else next((timing.load for timing in timings if timing.load), "")
+    return Report(tuple(figures.values()), tuple(dict.fromkeys(subject.notes)), load)
+
+
+def _figures(measure: Measure, subject: Subject, call: Call) -> list[Figure]:
+    """The figures of a measure; one of a plugin receives copies, and is named if it gives none."""
+    if not measure.source:
+        return measure.figures(subject)
+    found = call(measure, lambda: measure.figures(PrivateSubject.of(subject)))
+    if not found:
+        subject.notes.append(f"{measure.title} gave no figure for this model")
+    return found

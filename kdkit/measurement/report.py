@@ -1,0 +1,140 @@
+"""The figures of a version, with unit, backend and ratio to the parent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from html import escape
+from typing import Any
+
+from kdkit.display.table import Cell, Table, number, volatile
+from kdkit.errors import KdError, printable
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        name: such as "accuracy" or "latency".
+        value: the number, in `unit`.
+        unit: "B", "ms", "J", "items/s", or "" for counts and qualities.
+        better: "higher" or "lower".
+        backend: the backend that ran the model.
+        simulated: whether it is the value that the final model would have.
+        n: number of evaluated items or timed calls.
+        ratio: ratio to the parent's figure, if both were measured together.
+        headline: whether tables of versions show it; other figures are only in the version's report.
+
+    >>> Figure("size", 370_123, "B", "lower").text()
+    '370 kB'
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    better: str = "higher"
+    backend: str = ""
+    simulated: bool = False
+    n: int | None = None
+    ratio: float | None = None
+    headline: bool = True
+
+    @property
+    def steady(self) -> bool:
+        """Whether another measurement gives the same value; times, energies and memory differ from run to run."""
+        return self.name != "memory" and self.unit not in ("ns", "us", "ms", "s", "J", "mJ", "W", "items/s", "tokens/s")
+
+    def text(self) -> str:
+        """The number with its unit, marked if it is simulated; "…" for a figure that is not steady while `KDKIT_STABLE=1`."""
+        return self._shown(number(self.value, self.unit)) + (" simulated" if self.simulated else "")
+
+    def against(self, other: Figure) -> str:
+        """Compare with another figure of the same name: a difference for a quality, a factor for a cost; "" if the other is 0.
+
+        >>> Figure("accuracy", 0.94).against(Figure("accuracy", 0.95)), Figure("size", 1, "B", "lower").against(Figure("size", 4, "B", "lower"))
+        ('-0.01', 'x0.25')
+        """
+        if not self.unit and self.better == "higher":
+            return f"{self.value - other.value:+.3g}"
+        return self._shown(_factor(self.value / other.value)) if other.value else ""
+
+    def _shown(self, text: str) -> str:
+        return text if self.steady else volatile(text)
+
+
+def _factor(ratio: float) -> str:
+    return f"x{ratio:.3g}"
+
+
+@dataclass(frozen=True, repr=False)
+class Report(Mapping[str, Figure]):
+    """The measured figures of a version, by name and in order.
+
+    Attributes:
+        figures: the figures, with unique names.
+        notes: what could not be measured and why.
+        load: a note on other work that disturbed the timing; empty on a quiet machine.
+
+    >>> Report((Figure("accuracy", 0.9512, n=1000), Figure("size", 370_123, "B", "lower")))
+    figure     value     n
+    accuracy   0.951  1000
+    size      370 kB
+    """
+
+    figures: tuple[Figure, ...] = ()
+    notes: tuple[str, ...] = ()
+    load: str = ""
+
+    def __getitem__(self, name: str) -> Figure:
+        for figure in self.figures:
+            if figure.name == name:
+                return figure
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (figure.name for figure in self.figures)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def as_data(self) -> dict[str, Any]:
+        """The report as plain JSON data."""
+        return {"figures": [asdict(figure) for figure in self.figures], "notes": list(self.notes), "load": self.load}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Report:
+        """The report that `as_data` wrote; fields of a newer kdkit are ignored.
+
+        Raises:
+            KdError: the data is not a report.
+        """
+        known = {item.name for item in fields(Figure)}
+        try:
+            figures = tuple(Figure(**{key: value for key, value in item.items() if key in known}) for item in data["figures"])
+            return cls(figures, tuple(data.get("notes", ())), data.get("load", ""))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise KdError(f"this is not a report: {type(error).__name__}: {error}", "measure the version again with %kd eval") from error
+
+    @property
+    def table(self) -> Table:
+        """One row per figure; simulated figures are in a separate column."""
+        columns: dict[str, list[Any]] = {
+            "figure": [figure.name for figure in self.figures],
+            "value": [None if figure.simulated else Cell(figure.text()) for figure in self.figures],
+            "simulated": [Cell(replace(figure, simulated=False).text()) if figure.simulated else "" for figure in self.figures],
+            "to parent": ["" if figure.ratio is None else Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
+            "n": ["" if figure.n is None else Cell(figure._shown(str(figure.n))) for figure in self.figures],
+        }
+        kept = {name: cells for name, cells in columns.items() if name in ("figure", "value") or any(cell != "" for cell in cells)}
+        return Table(list(kept), list(zip(*kept.values(), strict=True)))
+
+    def _remarks(self) -> list[str]:
+        return [*self.notes, *([self.load] if self.load and volatile(self.load) == self.load else [])]
+
+    def __repr__(self) -> str:
+        return "\n".join([repr(self.table), *(f"note: {printable(remark)}" for remark in self._remarks())])
+
+    def _repr_html_(self) -> str:
+        remarks = "".join(f"<li>{escape(remark)}</li>" for remark in self._remarks())
+        return self.table._repr_html_() + (f"<ul>{remarks}</ul>" if remarks else "")

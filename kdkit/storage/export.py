@@ -1,0 +1,90 @@
+"""Export a version to a form that runs without kdkit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdkit.backends.onnx.export import to_onnx
+from kdkit.backends.onnx.model import OnnxModel
+from kdkit.data import Batch
+from kdkit.errors import KdError
+from kdkit.models import find_difference
+from kdkit.models.traits import Trait, traits_of
+from kdkit.storage.atomic_file import replace_path
+from kdkit.storage.transformers_config import fits_config, sync_config
+
+
+def export(model: nn.Module, path: Path, example: Batch | None, replace_other: bool = True) -> Path:
+    """Write `model` as ONNX (`.onnx`), or, for HF models, as a folder for `from_pretrained`.
+
+    Args:
+        model: the model.
+        path: the file or folder.
+        example: one batch of inputs, for ONNX.
+        replace_other: whether to replace a file with another content, and to write to a folder that is not empty.
+
+    Raises:
+        KdError: the suffix is unknown, this model can't be exported to that form, the path can't be written or must not be replaced, or the
+            file's outputs differ.
+    """
+    try:
+        if path.suffix == ".onnx":
+            _write_onnx(model, path, example, replace_other)
+        elif path.suffix == "" and hasattr(model, "save_pretrained"):
+            if not replace_other and path.is_dir() and any(path.iterdir()):
+                raise KdError(f"{path} is not empty", *_REPLACE)
+            _save_pretrained(model, path)
+        else:
+            raise KdError(
+                f"{path.name}: there is no export with that suffix",
+                "name.onnx writes ONNX; for a transformers model, a folder name writes files that from_pretrained reads",
+                "%kd save keeps everything for kdkit",
+            )
+    except OSError as error:
+        raise KdError(f"can't write {path}: {error.strerror or error}", "choose a folder that exists and that you may write to") from error
+    return path
+
+
+_REPLACE = ("--force replaces it", "or choose another name")
+
+
+def _write_onnx(model: nn.Module, path: Path, example: Batch | None, replace_other: bool) -> None:
+    """Write the graph beside the path, read it back, compare it with the model in onnxruntime, and only then give it its name."""
+    graph = _graph(model, example)
+    if not replace_other and path.exists() and path.read_bytes() != graph.onnx:
+        raise KdError(f"{path} holds something else", *_REPLACE)
+    with replace_path(path) as part:
+        part.write_bytes(graph.onnx)
+        written = OnnxModel(part.read_bytes(), graph.signature, graph.packed, graph.without)
+        fault = "" if example is None else find_difference(model, written, Batch(example.args, example.kwargs))
+        written.close()
+        if fault:
+            raise KdError(f"{path.name} was not written: in onnxruntime, {fault}", "%kd save keeps the version for kdkit")
+
+
+def _graph(model: nn.Module, example: Batch | None) -> OnnxModel:
+    if isinstance(model, OnnxModel):
+        return model
+    unsupported = traits_of(model) & {Trait.ADAPTERS_ATTACHED, Trait.MASKS_PENDING, Trait.PACKED_WEIGHTS}
+    if unsupported:
+        raise KdError(f"a version with {', '.join(sorted(unsupported)).replace('_', ' ')} can't be exported", "merge or fold first, such as %kd peft merge")
+    if example is None:
+        raise KdError("ONNX export needs one batch of inputs, and the session has no data", "%kd set --example {batch}")
+    return to_onnx(model, example)
+
+
+def _save_pretrained(model: Any, path: Path) -> None:
+    from transformers import PreTrainedModel
+
+    sync_config(model)
+    if isinstance(model, PreTrainedModel) and not fits_config(model):
+        raise KdError(
+            f"{path.name}: from_pretrained could not read this version: no {type(model.config).__name__} states its structure",
+            "name.onnx writes ONNX",
+            "%kd save keeps it for kdkit",
+            "merge adapters first: %kd peft merge" if Trait.ADAPTERS_ATTACHED in traits_of(model) else "",
+        )
+    model.save_pretrained(path)

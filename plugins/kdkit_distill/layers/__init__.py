@@ -1,0 +1,1 @@
+"""Matching the layers of student and teacher."""

@@ -1,0 +1,1 @@
+"""Sources of a teacher's signals."""

@@ -1,0 +1,66 @@
+"""Torch's modes: gradients and autocast are as before after a call, however it ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdkit.guards.torch_modes import TorchModes, restore_torch_modes
+
+
+def modes() -> tuple:
+    """Everything that the guard restores."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), TorchModes().depth
+
+
+def forget(error: type[BaseException] | None = None) -> None:
+    """Leave all modes changed, and raise."""
+    torch.set_grad_enabled(False)
+    torch.set_autocast_enabled("cpu", True)
+    torch.autocast_increment_nesting()
+    if error:
+        raise error
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    before = TorchModes()
+    yield
+    before.put_back()
+
+
+def test_a_snapshot_restores_all_modes_and_may_be_restored_twice():
+    before, snapshot = modes(), TorchModes()
+    forget()
+    assert modes() != before
+    snapshot.put_back()
+    snapshot.put_back()
+    assert modes() == before
+
+
+def test_a_guarded_function_that_changes_the_modes_leaves_them_as_they_were():
+    before = modes()
+    restore_torch_modes(forget)()
+    assert modes() == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_guarded_function_that_raises_leaves_the_modes_as_they_were(error):
+    before = modes()
+    with pytest.raises(error):
+        restore_torch_modes(forget)(error)
+    assert modes() == before
+
+
+def test_a_guarded_function_keeps_its_result_and_its_name():
+    @restore_torch_modes
+    def add(one: int, other: int = 1) -> int:
+        return one + other
+
+    assert (add(1, other=2), add.__name__) == (3, "add")
+
+
+def test_a_guarded_function_sees_the_modes_of_its_caller():
+    with torch.no_grad():
+        assert not restore_torch_modes(torch.is_grad_enabled)()
+    assert restore_torch_modes(torch.is_grad_enabled)()

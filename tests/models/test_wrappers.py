@@ -1,0 +1,76 @@
+"""Wrappers: what is unwrapped, and what is refused with its remedy."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit import KdError
+from kdkit.models.wrappers import unwrap_model, unwrap_parts
+from kdkit.session.adoption import adopt_model, adopt_teacher
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+X = torch.zeros(2, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model))])
+def test_wrapped_models_are_unwrapped(wrap):
+    plain = net()
+    assert adopt_model(wrap(plain)) is plain
+    assert adopt_teacher(wrap(plain)) is plain
+
+
+def test_a_scripted_model_is_a_teacher_that_answers_and_has_no_layers():
+    plain = net()
+    teacher = adopt_teacher(torch.jit.trace(plain, X))
+    assert torch.equal(teacher(X), plain(X))
+    assert not list(teacher.parameters())
+
+
+def test_wrapped_parts_are_unwrapped_in_place():
+    plain = net()
+    outer = nn.Sequential(torch.compile(plain), nn.Sequential(nn.DataParallel(nn.Linear(3, 2))))
+    names = [name for name, _ in unwrap_parts(outer).named_parameters()]
+    assert names == ["0.0.weight", "0.0.bias", "0.2.weight", "0.2.bias", "1.0.weight", "1.0.bias"]
+    assert unwrap_model(plain) is plain
+
+
+def prepared() -> nn.Module:
+    from torch.ao import quantization
+
+    model = net()
+    model.qconfig = quantization.get_default_qconfig("x86")
+    return quantization.prepare(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "says", "remedy"),
+    [
+        (lambda: torch.jit.script(net()), "scripted model", "the nn.Module that it was made of"),
+        (lambda: torch.jit.trace(net(), X), "scripted model", "the nn.Module that it was made of"),
+        (lambda: nn.Sequential(torch.jit.script(net())), "its part 0 is a scripted model", "the nn.Module there"),
+        (lambda: torch.export.export(net(), (X,)), "exported program", "the nn.Module that it was made of"),
+        (lambda: torch.export.export(net(), (X,)).module(), "exported program", "the nn.Module that it was made of"),
+        (prepared, "prepared for quantization", "the float model"),
+        (lambda: nn.Linear, "the class Linear is not a model", "make an instance"),
+        (lambda: net().state_dict(), "these are the weights of a model", "load_state_dict"),
+        (lambda: "net.pt", "is not a model", "%kd load"),
+        (lambda: [net()], "a list of modules", "nn.Sequential"),
+        (lambda: lambda x: x, "is a function, not a model", "nn.Module"),
+        (lambda: copy.copy(type("Trainer", (), {"model": net()})()), "holds one", ".model"),
+        (lambda: None, "NoneType is not a model", "nn.Module"),
+    ],
+)
+def test_what_is_no_usable_model_is_refused_with_its_remedy(make, says, remedy):
+    with pytest.raises(KdError) as caught:
+        adopt_model(make())
+    assert says in caught.value.message
+    assert any(remedy in hint for hint in caught.value.hints)
