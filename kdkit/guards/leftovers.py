@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -41,6 +43,21 @@ def find_temporaries(target: Path, role: str = "new") -> list[Path]:
 def find_abandoned(target: Path, role: str = "new") -> list[Path]:
     """What a process that no longer runs, or an earlier write of this one, left beside a target."""
     return [path for path in find_temporaries(target, role) if _is_abandoned(path)]
+
+
+def remove_abandoned(target: Path, role: str = "new") -> None:
+    """Delete what `find_abandoned` finds, files and folders; what can't be deleted stays, hidden and harmless."""
+    for rest in find_abandoned(target, role):
+        remove_temporary(rest)
+
+
+def remove_temporary(path: Path) -> None:
+    """Delete a file or a folder if it exists and can be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _is_abandoned(path: Path) -> bool:

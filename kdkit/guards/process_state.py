@@ -26,6 +26,7 @@ import numpy
 import torch
 from torch.nn.modules import module as torch_module
 
+from kdkit.guards.fused_kernels import read_fused_kernels, set_fused_kernels
 from kdkit.guards.torch_modes import TorchModes
 
 Result = TypeVar("Result")
@@ -84,11 +85,11 @@ def _set_module_hooks(hooks: list[dict[int, Any]]) -> None:
 
 
 def _cudnn() -> tuple[bool, ...]:
-    return torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    return torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
 
 
 def _set_cudnn(values: tuple[bool, ...]) -> None:
-    torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = values
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = values
 
 
 # Python
@@ -189,6 +190,7 @@ SETTINGS = (
     Setting("torch's anomaly mode", lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()), _set_anomaly_mode),
     Setting("torch's float32 precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     Setting("torch's cudnn settings", _cudnn, _set_cudnn),
+    Setting("torch's fused kernels", read_fused_kernels, set_fused_kernels),
     Setting("torch's print options", lambda: dict(vars(torch._tensor_str.PRINT_OPTS)), vars(torch._tensor_str.PRINT_OPTS).update),
     Setting("torch's hooks of all modules", _module_hooks, _set_module_hooks),
     Setting("numpy's print options", numpy.get_printoptions, lambda value: numpy.set_printoptions(**value)),

@@ -1,7 +1,7 @@
-"""Torch's modes: gradients and autocast, restored however a call ends.
+"""Torch's modes: gradients, autocast and fused kernels, restored however a call ends.
 
 An interrupt on the way out of `no_grad` or `autocast` would leave the mode on for the rest of the process. Under `no_grad`
-nothing trains any more; under `autocast` all later training sees stale copies of its weights.
+nothing trains any more; under `autocast` all later training sees stale copies of its weights; without fused kernels all later figures of latency are wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
+
+from kdkit.guards.fused_kernels import count_blocks, end_blocks
 
 Target = TypeVar("Target")
 
@@ -80,15 +82,20 @@ def restore_torch_modes(target: Target) -> Target:
 def _guarded(function: Any) -> Any:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        modes = TorchModes()
+        modes, held = TorchModes(), count_blocks()
+
+        def put_back() -> None:
+            modes.put_back()
+            end_blocks(held)
+
         # no context manager, for the reason above: an interrupt can hit its __exit__ before the cleanup begins
         try:
             return function(*args, **kwargs)
         finally:
             try:
-                modes.put_back()
+                put_back()
             except KeyboardInterrupt:
-                modes.put_back()
+                put_back()
                 raise
 
     return guarded

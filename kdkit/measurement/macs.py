@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdkit.guards.fused_kernels import without_kernels
 from kdkit.models.evaluation import device_of, evaluating_without_side_effects
 
 if TYPE_CHECKING:
     from kdkit.data import Batch
 
-
 Shape = tuple[int, ...]
+
+_FUSED = ("mha fastpath", "mkldnn", "cudnn", "flash attention", "mem_efficient attention", "cudnn attention")
+"""Off while operations are counted, so that attention and recurrent layers run as separate matrix products."""
 
 
 def count_macs(model: nn.Module, batch: Batch) -> int:
@@ -68,7 +70,7 @@ def macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
         if module in names:
             counts[names[module]] = counts.get(names[module], 0) + flops // 2
 
-    with evaluating_without_side_effects(model), _taken_apart(), FlopCounterMode(display=False, custom_mapping=_rules()) as counter, _watching(begin, end):
+    with evaluating_without_side_effects(model), without_kernels(*_FUSED), FlopCounterMode(display=False, custom_mapping=_rules()) as counter, _watching(begin, end):
         batch.to(device_of(model)).call(model)
     # a model may be called by another method than its forward
     return {name: count for name in names.values() if (count := counts.get(name)) is not None} | {"": counter.get_total_flops() // 2}
@@ -83,23 +85,6 @@ def _watching(begin: Callable, end: Callable) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def _taken_apart() -> Iterator[None]:
-    """Turn fused kernels off, so that attention and recurrent layers run as separate matrix products that can be counted."""
-    switches: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
-    before = torch.backends.mha.get_fastpath_enabled(), *(switch.enabled for switch in switches)
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for switch in switches:
-            switch.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before[0])
-        for switch, enabled in zip(switches, before[1:], strict=True):
-            switch.enabled = enabled
 
 
 def _rules() -> dict[Any, Callable[..., int]]:

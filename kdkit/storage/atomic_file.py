@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from kdkit.guards.leftovers import find_abandoned, release_name, temporary_name
+from kdkit.guards.leftovers import release_name, remove_abandoned, remove_temporary, temporary_name
 
 
 @contextlib.contextmanager
 def replace_path(path: Path) -> Iterator[Path]:
     """A name under which to write a file, which replaces `path` when the block ends without an error; a link is followed.
+
+    The name is in a hidden folder of its own beside `path`, since libraries write under further names (safetensors under `.tmpXXXXXX`).
 
     On any exception, including an interrupt, `path` stays as it was. The next call deletes what a killed process left. Of several
     writers at the same time the last one wins, and each of them writes all of the file.
@@ -22,17 +24,18 @@ def replace_path(path: Path) -> Iterator[Path]:
         OSError: the file can't be written.
     """
     target = Path(os.path.realpath(path))
-    for rest in find_abandoned(target):
-        rest.unlink(missing_ok=True)
-    fresh = temporary_name(target)
+    remove_abandoned(target)
+    folder = temporary_name(target)
+    fresh = folder / target.name
     try:
+        folder.mkdir()
         yield fresh
         with fresh.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(fresh, target)
     finally:
-        fresh.unlink(missing_ok=True)
-        release_name(fresh)
+        remove_temporary(folder)
+        release_name(folder)
 
 
 @contextlib.contextmanager

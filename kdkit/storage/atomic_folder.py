@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdkit.guards.leftovers import find_abandoned, find_temporaries, release_name, temporary_name
+from kdkit.guards.leftovers import find_temporaries, release_name, remove_abandoned, remove_temporary, temporary_name
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -39,7 +38,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         _sync_directory(folder.parent)
     finally:
         recover(folder)
-        shutil.rmtree(fresh, ignore_errors=True)  # files that remain are hidden and harmless; the next save deletes them
+        remove_temporary(fresh)  # files that remain are hidden and harmless; the next save deletes them
         release_name(fresh)
     _sweep(folder)
 
@@ -54,8 +53,8 @@ def recover(folder: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     """Delete the leftovers of earlier saves of this folder by this process and by processes that no longer run."""
-    for rest in (*find_abandoned(folder, "new"), *find_abandoned(folder, "old")):
-        shutil.rmtree(rest, ignore_errors=True)
+    remove_abandoned(folder, "new")
+    remove_abandoned(folder, "old")
 
 
 def _swap(fresh: Path, folder: Path) -> None:

@@ -5,9 +5,7 @@ The record holds no data of the user. Its inputs are made again from a seed, in 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from kdkit.data import Batch
 from kdkit.errors import brief
 from kdkit.guards import explain_error
+from kdkit.guards.fused_kernels import without_kernels
 from kdkit.models.evaluation import device_of, evaluating_without_side_effects
 from kdkit.models.output_comparison import computed_dtypes, output_tensors, rounding_tolerance
 from kdkit.models.traits import Trait, traits_of
@@ -151,20 +150,10 @@ def _outputs(model: nn.Module, record: OutputRecord) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     args = tuple(_make(source, generator) for source in record.args)
     batch = Batch(args, {name: _make(source, generator) for name, source in record.kwargs.items()})
-    with evaluating_without_side_effects(model), _without_fused_layers():
+    # a transformer layer of torch is one operation with its fast path, and its memory and time could not be limited
+    with evaluating_without_side_effects(model), without_kernels("mha fastpath"):
         found = batch.to(device_of(model)).call(model)
         return [tensor.detach().cpu() for _, tensor in output_tensors(found) if tensor.is_floating_point()]
-
-
-@contextlib.contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """A block in which a transformer layer of torch is not one operation, whose memory and time could not be limited."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _sample(output: Tensor) -> list[float]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdkit.errors import KdError, brief, printable
 from kdkit.guards import explain_error
 from kdkit.guards.folder_lock import lock_folder
-from kdkit.guards.leftovers import find_abandoned, find_temporaries
+from kdkit.guards.leftovers import find_temporaries, remove_abandoned
 from kdkit.stages.stage import Stage
 from kdkit.storage.atomic_file import replace_file, replace_path
 from kdkit.storage.record import read_record
@@ -97,8 +97,8 @@ class Checkpoint:
 
     def _sweep(self, names: Iterable[str]) -> None:
         """Delete what killed runs left of these files."""
-        for rest in [path for name in (_FACTS, *names) for path in find_abandoned(self.folder / name)]:
-            rest.unlink(missing_ok=True)
+        for name in (_FACTS, *names):
+            remove_abandoned(self.folder / name)
 
     def _read_index(self) -> Index:
         path = self.folder / _FACTS

@@ -32,6 +32,7 @@ CHANGES = {
     "torch's anomaly mode": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "torch's float32 precision": lambda: torch.set_float32_matmul_precision("medium"),
     "torch's cudnn settings": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "torch's fused kernels": lambda: torch.backends.mha.set_fastpath_enabled(False),
     "torch's print options": lambda: torch.set_printoptions(precision=2),
     "torch's hooks of all modules": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *given: None),
     "numpy's print options": lambda: numpy.set_printoptions(precision=2),

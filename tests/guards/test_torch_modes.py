@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdkit.guards.fused_kernels import read_fused_kernels, without_kernels
 from kdkit.guards.torch_modes import TorchModes, restore_torch_modes
 
 
@@ -50,6 +51,14 @@ def test_a_guarded_function_that_raises_leaves_the_modes_as_they_were(error):
     with pytest.raises(error):
         restore_torch_modes(forget)(error)
     assert modes() == before
+
+
+def test_a_guarded_function_ends_the_blocks_that_an_interrupt_cut_off_and_no_others():
+    before = read_fused_kernels()
+    with without_kernels("mkldnn"):
+        restore_torch_modes(lambda: without_kernels("mha fastpath").__enter__())()
+        assert read_fused_kernels() == before | {"mkldnn": False}
+    assert read_fused_kernels() == before
 
 
 def test_a_guarded_function_keeps_its_result_and_its_name():
