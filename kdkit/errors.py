@@ -110,6 +110,33 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+LONGEST_MESSAGE = 2000
+"""Characters of a foreign error's message that are shown."""
+
+
+def read_message(error: BaseException) -> str:
+    """The message of an error of others, which may be long, hold control characters, or fail to be written.
+
+    >>> read_message(ValueError("no\\x1b[2J layers"))
+    'no\\\\x1b[2J layers'
+    """
+    try:
+        text = printable_lines(str(error).strip())
+    except Exception as failed:
+        return f"its message can't be written ({type(failed).__name__})"
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+
+
+def describe_exception(error: BaseException) -> str:
+    """An error of others by its class and message.
+
+    >>> describe_exception(ValueError("no layers")), describe_exception(ValueError())
+    ('ValueError: no layers', 'ValueError, without a message')
+    """
+    message = read_message(error)
+    return f"{type(error).__name__}: {message}" if message else f"{type(error).__name__}, without a message"
+
+
 class _Brief(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()

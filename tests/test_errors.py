@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdkit.errors import Cancelled, KdError, did_you_mean
+from kdkit.errors import LONGEST_MESSAGE, Cancelled, KdError, describe_exception, did_you_mean, read_message
 
 
 def test_an_error_shows_its_message_and_its_hints_without_empty_ones():
@@ -41,3 +42,26 @@ def test_a_known_word_is_its_own_nearest(words):
 
 def test_a_word_that_is_near_nothing_has_no_hint():
     assert did_you_mean("zzz", ["channels", "heads"]) == ""
+
+
+class Mute(ValueError):
+    """An error whose message can't be written."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a\x1b[2Jb"), r"ValueError: a\x1b[2Jb"),
+        (Mute(), "Mute: its message can't be written (RuntimeError)"),
+        (KeyError(), "KeyError, without a message"),
+    ],
+)
+def test_an_error_of_others_is_described_whatever_its_message_holds(error, text):
+    assert describe_exception(error) == text
+
+
+def test_a_message_without_end_is_cut():
+    assert len(read_message(ValueError("x" * 10**6))) == LONGEST_MESSAGE + 4

@@ -97,7 +97,7 @@ WHOLE_ROOM = {
     ],
     "faults and load": [
         *("faults/test_concurrent_writers", "faults/test_full_disk", "faults/test_fuzzed_lines", "faults/test_interrupted_writes"),
-        *("faults/test_killed", "faults/test_long_use"),
+        *("faults/test_killed", "faults/test_mute_errors", "faults/test_long_use"),
     ],
     "plugins of others": [
         *("plugins/test_broken_plugins", "plugins/test_guide", "plugins/test_stranger"),

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from kdkit.data.batch import PICTURES, Batch, as_batch
-from kdkit.errors import Cancelled, KdError
+from kdkit.errors import Cancelled, KdError, describe_exception, read_message
 from kdkit.guards.error_location import find_error_line
 from kdkit.renaming import renamed_argument, renamed_property
 
@@ -105,9 +105,8 @@ class Data:
             yield batch
 
     def _failure(self, error: Exception) -> KdError:
-        first = next(iter(str(error).strip().splitlines()), "no message")
         place = find_error_line(error, "__main__")
-        what = f"{self.reason.rstrip(',')} can't be loaded: {type(error).__name__}: {first}" + (f" ({place}: {place.code})" if place else "")
+        what = f"{self.reason.rstrip(',')} can't be loaded: {describe_exception(error).splitlines()[0]}" + (f" ({place}: {place.code})" if place else "")
         return KdError(what, *remedies(error), "next(iter(data)) shows the same error with its traceback")
 
     def _prepared(self, batch: Batch) -> Batch:
@@ -170,7 +169,7 @@ def _once(make: Callable[[], Batch]) -> Iterator[Batch]:
 
 def remedies(error: Exception) -> Iterator[str]:
     """Hints for an error of the code that loads data."""
-    if "PIL." in str(error):
+    if "PIL." in read_message(error):
         yield PICTURES
 
 

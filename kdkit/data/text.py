@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdkit.data.batch import LABEL_KEYS, Batch, as_batch, as_labels
 from kdkit.data.datasets import MapDataset
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 
 IGNORED = -100
 FORMS = ("text", "prompt and completion", "messages")
@@ -110,7 +110,7 @@ class TextRows:
             else:
                 ids, prompt = self.tokenization.ids(row["text"]), 0
         except (TypeError, KeyError, ValueError) as error:
-            raise KdError(f"item {number} is not text like the others: {type(error).__name__}: {error}", f"each item needs {' or '.join(FORMS)}, as strings") from error
+            raise KdError(f"item {number} is not text like the others: {describe_exception(error)}", f"each item needs {' or '.join(FORMS)}, as strings") from error
         if not ids:
             raise KdError(f"item {number} has no tokens", "leave empty texts out")
         return ids[: self.tokenization.max_tokens], prompt, fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from kdkit.errors import printable_lines
+from kdkit.errors import describe_exception, printable_lines
 
 
 def as_text(attachment: Any) -> str:
@@ -13,7 +13,7 @@ def as_text(attachment: Any) -> str:
     try:
         return printable_lines(repr(attachment))
     except Exception as error:
-        return f"an attachment, {type(attachment).__name__}, could not be shown: {type(error).__name__}: {error}"
+        return f"an attachment, {type(attachment).__name__}, could not be shown: {describe_exception(error)}"
 
 
 def as_html(attachment: Any) -> str:
@@ -21,4 +21,4 @@ def as_html(attachment: Any) -> str:
     try:
         return str(attachment._repr_html_()) if hasattr(attachment, "_repr_html_") else f"<pre>{escape(as_text(attachment))}</pre>"
     except Exception as error:
-        return f"<pre>{escape(as_text(attachment))}\n(as text, since its HTML failed: {escape(f'{type(error).__name__}: {error}')})</pre>"
+        return f"<pre>{escape(as_text(attachment))}\n(as text, since its HTML failed: {escape(describe_exception(error))})</pre>"

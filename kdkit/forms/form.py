@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from kdkit.display.error import problem
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 from kdkit.forms.controls import OTHER, Editor, Named, Plain, editor
 from kdkit.forms.widgets import close
 from kdkit.models.layer_selection import select_layers
@@ -158,7 +158,7 @@ class Form:
                 made.value = self._default(name, made)
                 return made
         except Exception as error:
-            _warn_of_widget(self.settings, name, f"{type(error).__name__}: {error}")
+            _warn_of_widget(self.settings, name, describe_exception(error))
             if own is not None:
                 close(own)
         return editor(self.settings, name, _label(self.settings, name), _hint(self.settings, name), self._suggestions(self.settings, name))

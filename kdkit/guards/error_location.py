@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kdkit.errors import describe_exception
 from kdkit.guards.error_meanings import known_meaning
 
 
@@ -57,7 +58,7 @@ def describe_error(error: BaseException, module: str) -> str:
     'ValueError: no layers'
     """
     place = find_error_line(error, module)
-    return (known_meaning(error) or f"{type(error).__name__}: {error}") + (f" ({place}: {place.code})" if place else "")
+    return (known_meaning(error) or describe_exception(error)) + (f" ({place}: {place.code})" if place else "")
 
 
 def remember_error_line(error: BaseException, module: str) -> None:

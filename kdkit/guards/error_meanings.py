@@ -6,6 +6,8 @@ import dis
 import re
 from types import TracebackType
 
+from kdkit.errors import read_message
+
 _SIZE = r"[\[(]?([\d, x]*\d)[\])]?"
 
 _MEANINGS: tuple[tuple[str, str], ...] = (
@@ -83,7 +85,7 @@ def known_meaning(error: BaseException) -> str:
     """
     if is_raised_outside_libraries(error):
         return ""
-    text = str(error)
+    text = read_message(error)
     for pattern, meaning in _MEANINGS:
         if found := re.search(pattern, text, re.DOTALL):
             return meaning.format(found[0], *(group or "" for group in found.groups()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 from kdkit.guards.error_location import find_error_line
 from kdkit.guards.error_meanings import innermost, is_library, is_raised_outside_libraries, known_meaning
 
@@ -43,8 +43,7 @@ def _own_words(error: BaseException) -> str:
     """The message of an error that the user's own code raised; empty for one of a library."""
     if (end := innermost(error)) is not None and not _is_own(error, str(end.tb_frame.f_globals.get("__name__", ""))):
         return ""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__}, without a message"
+    return describe_exception(error).splitlines()[0]
 
 
 def _is_own(error: BaseException, module: str) -> bool:

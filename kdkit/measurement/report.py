@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from kdkit.display.table import Cell, Table, number, volatile
-from kdkit.errors import KdError, printable
+from kdkit.errors import KdError, describe_exception, printable
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Report(Mapping[str, Figure]):
             figures = tuple(Figure(**{key: value for key, value in item.items() if key in known}) for item in data["figures"])
             return cls(figures, tuple(data.get("notes", ())), data.get("load", ""))
         except (KeyError, TypeError, AttributeError) as error:
-            raise KdError(f"this is not a report: {type(error).__name__}: {error}", "measure the version again with %kd eval") from error
+            raise KdError(f"this is not a report: {describe_exception(error)}", "measure the version again with %kd eval") from error
 
     @property
     def table(self) -> Table:

@@ -8,7 +8,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from kdkit.errors import KdError, did_you_mean
+from kdkit.errors import KdError, describe_exception, did_you_mean
 from kdkit.notebook.open_sessions import OpenSession, OpenSessions
 from kdkit.notebook.progress import watch
 
@@ -137,7 +137,7 @@ class Workspace:
             name = getattr(error, "name", None) or source
             raise KdError(f"{{{source}}}: there is no variable {name!r}", did_you_mean(name, self.names()), f"create it first: {name} = ...") from error
         except Exception as error:
-            raise KdError(f"{{{source}}} raised {type(error).__name__}: {error}", "check the expression between the braces") from error
+            raise KdError(f"{{{source}}} raised {describe_exception(error)}", "check the expression between the braces") from error
 
     @contextlib.contextmanager
     def temporary_objects(self) -> Iterator[None]:

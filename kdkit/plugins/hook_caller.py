@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 from kdkit.guards.interrupts import package_of, raise_interrupt
 from kdkit.plugins.cell_runs import current_run
 from kdkit.plugins.hook_results import complete, result_fault
@@ -73,7 +73,7 @@ class HookCaller(pluggy.PluginManager):
             raise
         except BaseException as error:  # a plugin may raise anything, SystemExit too
             raise_interrupt(error, home, handled)
-            report(f"{who}: {hook} raised {type(error).__name__}: {error}")
+            report(f"{who}: {hook} raised {describe_exception(error)}")
             return []
         if fault := result_fault(hook, result):
             self._mark_broken(name, KdError(fault))

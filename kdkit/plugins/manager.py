@@ -14,7 +14,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdkit.errors import KdError, did_you_mean
+from kdkit.errors import KdError, describe_exception, did_you_mean
 from kdkit.guards.interrupts import package_of, raise_interrupt
 from kdkit.plugins import hookspecs
 from kdkit.plugins.discovery import GROUP, Plugin, distribution_of, hooks_of, instantiate, offered_twice, unavailable_hints
@@ -130,7 +130,7 @@ class Manager(HookCaller):
             if isinstance(error, KdError):
                 error.inside(f"plugin {self.source(name)}")
             raise error
-        self._set(name, status="broken", reason=error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}")
+        self._set(name, status="broken", reason=error.message if isinstance(error, KdError) else describe_exception(error))
 
     # listing, blocking
 

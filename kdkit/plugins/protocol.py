@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kdkit.errors import read_message
 from kdkit.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Protocol:
 
     @hookimpl
     def kdkit_error_hints(self, error: BaseException) -> list[str]:
-        return [hint for words, hint in COMMON_ERRORS.items() if words in str(error)]
+        return [hint for words, hint in COMMON_ERRORS.items() if words in read_message(error)]
 
     @hookimpl(trylast=True)
     def kdkit_run_stage(self, stage: Stage, model: Any, context: Context) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kdkit.display.table import Cell, Table, number, volatile
+from kdkit.errors import read_message
 
 if TYPE_CHECKING:
     from pluggy import HookImpl, PluginManager
@@ -85,7 +86,7 @@ class Trace:
             try:
                 result = function(*arguments)
             except BaseException as error:
-                record(arguments, f"raised {type(error).__name__}: {short(str(error))}", began)
+                record(arguments, f"raised {type(error).__name__}: {short(read_message(error))}", began)
                 raise
             record(arguments, f"returned {short(result)}", began)
             return result
@@ -96,7 +97,7 @@ class Trace:
             try:
                 result = yield from function(*arguments)  # type: ignore[misc]
             except BaseException as error:
-                record(arguments, f"passed on {type(error).__name__}: {short(str(error))}", began)
+                record(arguments, f"passed on {type(error).__name__}: {short(read_message(error))}", began)
                 raise
             record(arguments, f"wrapped it and returned {short(result)}", began)
             return result

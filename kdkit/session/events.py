@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kdkit.errors import Cancelled
+from kdkit.errors import Cancelled, describe_exception
 from kdkit.guards.interrupts import package_of, raise_interrupt
 from kdkit.models.copies import private_copy
 from kdkit.plugins.manager import manager
@@ -86,7 +86,7 @@ def notify(event: Event, trackers: Iterable[Any] = ()) -> None:
             manager().guarded(f"tracker {tracker.name}", partial(tracker.log, event), home)
         except BaseException as error:  # a tracker may raise anything, SystemExit too
             raise_interrupt(error, home, handled)
-            warn(f"tracker {tracker.name}: log raised {type(error).__name__}: {error}")
+            warn(f"tracker {tracker.name}: log raised {describe_exception(error)}")
 
 
 def warn(message: str) -> None:

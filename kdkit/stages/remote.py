@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception, read_message
 from kdkit.guards.error_location import describe_error, remember_error_line
 from kdkit.guards.random_state import seeded
 from kdkit.stages.channel import Channel
@@ -58,7 +58,7 @@ def pack(stage: Stage, model: Any, context: Context, channel: Channel) -> bytes:
         return cloudpickle.dumps((stage, model, detached, channel))
     except Exception as error:
         what = _unpicklable({"the stage": stage, "the model": model, "the channel": channel, **{f"{name!r}": value for name, value in detached.objects.items()}})
-        raise KdError(f"{stage.title} can't run in another process: {what or 'its context'} can't be pickled: {error}", "run it in this process") from error
+        raise KdError(f"{stage.title} can't run in another process: {what or 'its context'} can't be pickled: {read_message(error)}", "run it in this process") from error
 
 
 def run_packed(run: bytes) -> bytes:
@@ -108,7 +108,7 @@ def _survives_pickling(error: BaseException) -> bool:
 def _portable(error: BaseException, stage: Stage | None) -> BaseException:
     """An error that survives pickling and still names its line; a `KdError` with the same text where the error's class does not."""
     if stage is None:
-        return KdError(f"the run can't be loaded in the other process: {type(error).__name__}: {error}", "install there what the stage, the model and the data need")
+        return KdError(f"the run can't be loaded in the other process: {describe_exception(error)}", "install there what the stage, the model and the data need")
     remember_error_line(error, type(stage).__module__)
     if _survives_pickling(error):
         return error

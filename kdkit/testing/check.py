@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 from kdkit.guards.error_location import find_error_line
 from kdkit.stages.stage import Stage
 from kdkit.testing.trial import Case
@@ -46,7 +46,7 @@ def same(one: Stage, other: Stage) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    return (error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}").partition("\n")[0]
+    return (error.message if isinstance(error, KdError) else describe_exception(error)).partition("\n")[0]
 
 
 def describe_failure(error: BaseException | None, stage: Stage) -> str:

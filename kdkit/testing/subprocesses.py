@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 from kdkit.plugins.manager import manager
 from kdkit.storage.folder import load, read
 from kdkit.storage.trusted_classes import canonical, path_of
@@ -138,7 +138,7 @@ def _answer(about: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return _loaded(about["module"]) if about["question"] == "load" else _restored(**{key: value for key, value in about.items() if key != "question"})
     except BaseException as error:  # a module may raise SystemExit when it is loaded
-        return {"error": f"{type(error).__name__}: {error}", "seconds": 0.0, "packages": []}
+        return {"error": describe_exception(error), "seconds": 0.0, "packages": []}
 
 
 def _loaded(module: str) -> dict[str, Any]:

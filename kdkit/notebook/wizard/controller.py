@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kdkit.errors import KdError
+from kdkit.errors import KdError, describe_exception
 from kdkit.notebook.command import read
 from kdkit.notebook.wizard.draft import Draft
 from kdkit.notebook.wizard.worker import Worker, outcome_word
@@ -102,7 +102,7 @@ class Controller:
 
     def say(self, text: str, error: BaseException | None = None) -> None:
         """Show a status and an error, if there is one. Screen readers announce both."""
-        known = error if isinstance(error, KdError) or error is None else KdError(f"{type(error).__name__}: {error}")
+        known = error if isinstance(error, KdError) or error is None else KdError(describe_exception(error))
         self.message = text if known is None else f"{text}\n{known}".strip()
         self.view.show_message(text, known)
 
