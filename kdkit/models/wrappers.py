@@ -37,6 +37,19 @@ def unwrap_parts(model: nn.Module) -> nn.Module:
     return model
 
 
+def read_held_model(obj: Any) -> nn.Module | None:
+    """The model of a trainer or a pipeline of transformers, or of a class that is based on one; None for all else.
+
+    >>> read_held_model("a text")
+    """
+    model = getattr(obj, "model", None) if any(kind.__module__.startswith(_HOLDERS) for kind in type(obj).__mro__) else None
+    return model if isinstance(model, nn.Module) and not isinstance(obj, nn.Module) else None
+
+
+_HOLDERS = ("transformers.trainer", "transformers.pipelines")
+"""Modules of classes whose attribute `model` is what they train or call."""
+
+
 def _held_in(module: nn.Module) -> str | None:
     """The attribute of a wrapper that holds the model."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

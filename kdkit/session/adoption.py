@@ -14,7 +14,7 @@ from kdkit.data.text import Tokenization
 from kdkit.errors import KdError
 from kdkit.models.function_model import FunctionModel
 from kdkit.models.input_preparation import input_preparation
-from kdkit.models.wrappers import describe_other, refuse_unusable, unwrap_model
+from kdkit.models.wrappers import describe_other, read_held_model, refuse_unusable, unwrap_model
 from kdkit.plugins.manager import manager
 from kdkit.tasks.inference import predicts_next_token
 
@@ -107,11 +107,13 @@ def adopt_teacher(obj: Any, name: str = "teacher") -> nn.Module:
 def adopt_model(obj: Any) -> nn.Module:
     """Convert a user's model to an nn.Module; plugins convert further kinds (`kdkit_adopt_model`).
 
-    Compiled and data-parallel models are unwrapped.
+    Compiled and data-parallel models are unwrapped, and the trainers and pipelines of transformers give theirs.
 
     Raises:
         KdError: no plugin can convert it, or it is a form of a model that can't be changed.
     """
+    if (held := read_held_model(obj)) is not None:
+        obj = held
     refuse_unusable(obj)
     if isinstance(obj, nn.Module):
         return unwrap_model(obj)

@@ -1,6 +1,7 @@
 """Wrappers: what is unwrapped, and what is refused with its remedy."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from kdkit import KdError
 from kdkit.models.wrappers import unwrap_model, unwrap_parts
 from kdkit.session.adoption import adopt_model, adopt_teacher
+from kdkit.testing import zoo
 
 
 def net() -> nn.Module:
@@ -39,6 +41,36 @@ def test_wrapped_parts_are_unwrapped_in_place():
     names = [name for name, _ in unwrap_parts(outer).named_parameters()]
     assert names == ["0.0.weight", "0.0.bias", "0.2.weight", "0.2.bias", "1.0.weight", "1.0.bias"]
     assert unwrap_model(plain) is plain
+
+
+def trainer_of(model: nn.Module, folder) -> object:
+    from transformers import Trainer, TrainingArguments
+
+    class Own(Trainer):
+        """A class of the user's."""
+
+    return Own(model, TrainingArguments(str(folder), report_to="none", use_cpu=True))
+
+
+def pipeline_of(model: nn.Module, folder) -> object:
+    from transformers import pipeline
+
+    return pipeline("text-classification", model=model, tokenizer=zoo.tokenizer(), device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [trainer_of, pipeline_of])
+def test_a_trainer_or_a_pipeline_of_transformers_gives_its_model(make, tmp_path):
+    model = zoo.tiny_bert()
+    holder = make(model, tmp_path)
+    assert adopt_model(holder) is model
+    assert adopt_teacher(holder) is model
+
+
+def test_an_object_of_others_that_holds_a_model_is_named_with_its_attribute():
+    with pytest.raises(KdError, match="holds one") as caught:
+        adopt_model(types.SimpleNamespace(model=net()))
+    assert caught.value.hints == ("give its attribute .model",)
 
 
 def prepared() -> nn.Module:
