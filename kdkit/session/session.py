@@ -625,7 +625,7 @@ class Session:
         return session
 
     def export(self, path: str | Path, version: Any = None, force: bool = False) -> Path:
-        """Write a version for use without kdkit: an `.onnx` file, or a folder for `from_pretrained`.
+        """Write a version for use without kdkit: an `.onnx` file, a `.pt2` program of torch.export, or a folder for `from_pretrained`.
 
         Args:
             path: the file or folder.

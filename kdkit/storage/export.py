@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from kdkit.backends.exported_program import read_program, write_program
 from kdkit.backends.onnx.export import to_onnx
 from kdkit.backends.onnx.model import OnnxModel
 from kdkit.data import Batch
@@ -18,12 +19,12 @@ from kdkit.storage.transformers_config import fits_config, sync_config
 
 
 def export(model: nn.Module, path: Path, example: Batch | None, replace_other: bool = True) -> Path:
-    """Write `model` as ONNX (`.onnx`), or, for HF models, as a folder for `from_pretrained`.
+    """Write `model` as ONNX (`.onnx`), as a program of torch.export (`.pt2`), or, for HF models, as a folder for `from_pretrained`.
 
     Args:
         model: the model.
         path: the file or folder.
-        example: one batch of inputs, for ONNX.
+        example: one batch of inputs, for ONNX and programs.
         replace_other: whether to replace a file with another content, and to write to a folder that is not empty.
 
     Raises:
@@ -33,6 +34,8 @@ def export(model: nn.Module, path: Path, example: Batch | None, replace_other: b
     try:
         if path.suffix == ".onnx":
             _write_onnx(model, path, example, replace_other)
+        elif path.suffix == ".pt2":
+            _write_program(model, path, example, replace_other)
         elif path.suffix == "" and hasattr(model, "save_pretrained"):
             if not replace_other and path.is_dir() and any(path.iterdir()):
                 raise KdError(f"{path} is not empty", *_REPLACE)
@@ -40,7 +43,7 @@ def export(model: nn.Module, path: Path, example: Batch | None, replace_other: b
         else:
             raise KdError(
                 f"{path.name}: there is no export with that suffix",
-                "name.onnx writes ONNX; for a transformers model, a folder name writes files that from_pretrained reads",
+                "name.onnx writes ONNX, and name.pt2 a program of torch.export; for a transformers model, a folder name writes files that from_pretrained reads",
                 "%kd save keeps everything for kdkit",
             )
     except OSError as error:
@@ -66,14 +69,30 @@ def _write_onnx(model: nn.Module, path: Path, example: Batch | None, replace_oth
 
 
 def _graph(model: nn.Module, example: Batch | None) -> OnnxModel:
-    if isinstance(model, OnnxModel):
-        return model
+    return model if isinstance(model, OnnxModel) else to_onnx(model, _inputs_for(model, example))
+
+
+def _inputs_for(model: nn.Module, example: Batch | None) -> Batch:
+    """The batch to trace a model with, if the model can be traced."""
     unsupported = traits_of(model) & {Trait.ADAPTERS_ATTACHED, Trait.MASKS_PENDING, Trait.PACKED_WEIGHTS}
     if unsupported:
         raise KdError(f"a version with {', '.join(sorted(unsupported)).replace('_', ' ')} can't be exported", "merge or fold first, such as %kd peft merge")
     if example is None:
-        raise KdError("ONNX export needs one batch of inputs, and the session has no data", "%kd set --example {batch}")
-    return to_onnx(model, example)
+        raise KdError("the export needs one batch of inputs, and the session has no data", "%kd set --example {batch}")
+    return example
+
+
+def _write_program(model: nn.Module, path: Path, example: Batch | None, replace_other: bool) -> None:
+    """Write the program beside the path, read it back, compare it with the model, and only then give it its name."""
+    if isinstance(model, OnnxModel):
+        raise KdError(f"{path.name}: this version is an ONNX graph, which torch can't export", "name.onnx writes it", "a version before %kd convert onnx can be exported")
+    batch = _inputs_for(model, example)
+    if not replace_other and path.exists():
+        raise KdError(f"{path} exists", *_REPLACE)
+    with replace_path(path) as part:
+        write_program(model, part, batch)
+        if fault := find_difference(model, read_program(part), Batch(batch.args, batch.kwargs)):
+            raise KdError(f"{path.name} was not written: as a program, {fault}", "%kd save keeps the version for kdkit")
 
 
 def _save_pretrained(model: Any, path: Path) -> None:

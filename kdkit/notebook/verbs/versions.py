@@ -151,7 +151,7 @@ class Load(Verb):
 
 
 class Export(Verb):
-    """Export a version for use without kdkit: an `.onnx` file, or a folder for `from_pretrained`."""
+    """Export a version for use without kdkit: an `.onnx` file, a `.pt2` program of torch.export, or a folder for `from_pretrained`."""
 
     positional: ClassVar = ("path", "version")
     example_line: ClassVar = "%kd export small.onnx @slim"

@@ -1,0 +1,74 @@
+"""Programs of torch.export (`.pt2`): graphs that torch runs without the code of the model."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from kdkit.backends.onnx.export import exportable
+from kdkit.data import Batch
+from kdkit.errors import KdError
+from kdkit.guards import explain_error
+from kdkit.models.evaluation import device_of
+
+
+def write_program(model: nn.Module, path: Path, example: Batch) -> None:
+    """Write a model in eval mode as a program of torch.export, with batches of any size where its forward allows it.
+
+    The program keeps the dtypes and the device of the model, which is not changed.
+
+    Args:
+        example: a batch that the model can be called with.
+
+    Raises:
+        KdError: torch.export can't make a graph of forward.
+        OSError: the path can't be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_program(nn.Linear(2, 1), Path(folder) / "net.pt2", Batch((torch.zeros(4, 2),)))
+    ...     read_program(Path(folder) / "net.pt2")(torch.zeros(7, 2)).shape
+    torch.Size([7, 1])
+    """
+    # an axis of length 1 becomes a constant
+    batch = Batch(example.args, example.kwargs).to(device_of(model))
+    batch = batch if batch.size > 1 else batch._map(lambda tensor: torch.cat([tensor, tensor]))
+    with exportable(model, "keep"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=_open_batch(model, batch), strict=False)
+        except Exception as error:  # the errors of torch.export have no common base class
+            raise KdError(
+                f"{type(model).__name__} can't be exported as a program: {explain_error(error, type(model).__module__)}",
+                "a forward that branches on the values of tensors, or calls .item(), .tolist() or numpy, can't become a graph: write it with torch.where",
+                "%tb shows where",
+            ) from error
+        torch.export.save(program, path)
+
+
+def _open_batch(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """For each parameter of forward, which axes of its tensors may have any length."""
+    given = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs).arguments
+    return tree_map(lambda value: {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None, dict(given))
+
+
+def read_program(path: Path) -> nn.Module:
+    """The program in a file of one's own, as a module; torch reads it, with safeguards of its own alone."""
+    return _Program(torch.export.load(path).module())
+
+
+class _Program(nn.Module):
+    """A module in eval mode alone: what `ExportedProgram.module()` gives refuses `eval()` and `train()`."""
+
+    def __init__(self, graph: Any):
+        super().__init__()
+        self._graph = [graph]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._graph[0](*args, **kwargs)
