@@ -19,6 +19,8 @@ STORAGE = "storage"
 RESERVED = ("format", "schema", "class", "skeleton", "environment", "files")
 LARGEST = 256 * 2**20
 """Bytes of a JSON file; the structure of a model with 10,000 modules takes some 10 MiB."""
+SPARSEST = 64
+"""Bytes of a large file for each byte that its file system stores; those that compress reach some 10 on real weights."""
 DEEPEST = 128
 """Levels of nested lists and mappings in a JSON file; `json_values` writes up to three for each of its own levels."""
 LONGEST_INTEGER = 400
@@ -131,11 +133,21 @@ def _find_odd(data: Any) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Raise KdError unless a path is a file in its own folder: no device, no pipe, no link to a place outside."""
+    """Raise KdError unless a path is a file in its own folder: no device, no pipe, no link to a place outside, no sparse file."""
     if not path.is_file():
         raise KdError(f"{path} is missing", AGAIN)
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise KdError(f"{path} is a link to a place outside of its folder", "copy the file to the folder if you trust it")
+    if fault := describe_sparse(path):
+        raise KdError(f"{path} {fault}", AGAIN)
+
+
+def describe_sparse(path: Path) -> str:
+    """That a large file is almost all holes, which take little to send and much to read, as a clause; empty if it is not."""
+    facts = path.stat()
+    stored = getattr(facts, "st_blocks", facts.st_size) * 512
+    sparse = facts.st_size > LARGEST and facts.st_size > SPARSEST * stored
+    return f"is a sparse file: it has {facts.st_size:,} bytes, and {stored:,} of them are stored" if sparse else ""
 
 
 def _check_depth(data: Any) -> None:

@@ -18,6 +18,7 @@ from kdkit.guards.folder_lock import lock_folder
 from kdkit.guards.leftovers import find_temporaries, remove_abandoned
 from kdkit.stages.stage import Stage
 from kdkit.storage.atomic_file import replace_file, replace_path
+from kdkit.storage.layout import describe_sparse
 from kdkit.storage.record import read_record
 from kdkit.training.checkpoint_index import LARGEST_BYTES, SCHEMA, Facts, Index
 
@@ -136,6 +137,8 @@ class Checkpoint:
                 self._compare(index.identity)
                 path = self.folder / index.tensors
                 self._check_files([path.name])
+                if fault := describe_sparse(path):
+                    raise ValueError(f"{path.name} {fault}")
                 if index.sha256 is not None and _file_digest(path) != index.sha256:
                     raise ValueError(f"the checksum of {index.tensors} differs")
                 return load_file(path), index.facts

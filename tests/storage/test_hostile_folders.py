@@ -6,6 +6,7 @@ import copy
 import gc
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -315,6 +316,14 @@ def test_a_link_to_a_file_elsewhere_is_refused(saved: Path, tmp_path: Path) -> N
     shutil.move(saved / "weights.safetensors", secret)
     (saved / "weights.safetensors").symlink_to(secret)
     with pytest.raises(KdError, match="is a link to a place outside of its folder"):
+        folder.load(saved)
+
+
+@pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="this system does not tell how much of a file is stored")
+@pytest.mark.parametrize("name", ["weights.safetensors", "structure.json", "kd.json"])
+def test_a_sparse_file_is_refused_before_it_is_read(name: str, saved: Path) -> None:
+    os.truncate(saved / name, 2**40)
+    with pytest.raises(KdError, match="is a sparse file: it has 1,099,511,627,776 bytes"):
         folder.load(saved)
 
 

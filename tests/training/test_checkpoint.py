@@ -167,3 +167,19 @@ def test_a_pipe_in_the_place_of_the_tensors_is_refused(tmp_path: Path) -> None:
     os.mkfifo(folder / "epoch-1.safetensors")
     with pytest.raises(KdError, match="is a link, or no file"):
         checkpoint(folder).read()
+
+
+@pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="this system does not tell how much of a file is stored")
+def test_a_sparse_file_of_tensors_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.truncate(written(tmp_path / "run") / "epoch-1.safetensors", 2**40)
+    with pytest.raises(KdError, match="is a sparse file: it has 1,099,511,627,776 bytes"):
+        checkpoint(tmp_path / "run").read()
+
+
+def test_what_a_library_left_of_a_killed_write_is_deleted_by_the_next(tmp_path: Path) -> None:
+    folder = written(tmp_path / "run")
+    rest = folder / ".epoch-1.safetensors.kdkit-new-999999999-0"
+    rest.mkdir()
+    (rest / ".tmpJLVITV").write_bytes(b"half")
+    written(folder, epochs=2)
+    assert names(folder) == ["epoch-2.safetensors", "training.json"]
