@@ -29,7 +29,8 @@ LAYERS = [
     "views authoring forms",
     "testing",
     "notebook",
-    "__init__",
+    "terminal",
+    "__init__ __main__",
 ]
 """The rooms, lowest first. A room imports only rooms of lower layers."""
 

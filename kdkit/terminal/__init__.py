@@ -1,0 +1,1 @@
+"""Terminal: kdkit as a command, for servers and continuous integration."""

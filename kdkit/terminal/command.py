@@ -1,0 +1,116 @@
+"""The command `python -m kdkit`: run a recipe on a model that a function makes, or examine this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdkit.errors import KdError, did_you_mean
+from kdkit.guards import explain_error
+from kdkit.notebook.doctor import examine
+from kdkit.pipelines.pipeline import Pipeline
+from kdkit.session import Session
+
+FAILED, STOPPED = 1, 130
+"""Exit codes besides 0: what was asked can't be done, or Ctrl-C. argparse exits with 2 where a line is not understood."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments of a command line ask for (default: those of this process), and give the exit code.
+
+    Errors go to stderr, without a traceback.
+
+    >>> main(["run", "nowhere.yaml", "--model", "torch.nn:Identity"])
+    1
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        given.work(given)
+    except KdError as error:
+        print(f"kdkit: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("kdkit: stopped; nothing was written", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m kdkit", description="Compress models without a notebook.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run a recipe on a model", description="Run a recipe on a model, print the figures of all versions, and save the last one.")
+    run.add_argument("recipe", help="YAML file that session.recipe().save(path) wrote")
+    run.add_argument(
+        "--model",
+        required=True,
+        metavar="MODULE:NAME",
+        help="the model, or a function without arguments that makes it",
+    )
+    run.add_argument("--data", metavar="MODULE:NAME", help="evaluation data, settings of the session by name (eval, train, calib, ...), or a function that makes them")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="save the last version there")
+    run.add_argument("--force", action="store_true", help="replace the folder if it holds another version")
+    run.add_argument("--seed", type=int, help="seed of all stages; default: the session's")
+    run.add_argument("--anywhere", action="store_true", help="let the recipe write to places outside of the working directory")
+    run.set_defaults(work=_run)
+    doctor = commands.add_parser("doctor", help="show what this machine supports", description="Show what is installed, what this machine supports, and what is wrong.")
+    doctor.set_defaults(work=_examine)
+    return parser
+
+
+def _run(given: argparse.Namespace) -> None:
+    pipeline = Pipeline.load(given.recipe, given.anywhere)
+    model = make_object(given.model)
+    data = None if given.data is None else make_object(given.data)
+    session = Session(model, **(data if isinstance(data, dict) and all(isinstance(name, str) for name in data) else {"eval": data}))
+    session.run(pipeline, seed=given.seed)
+    print(session.compare())
+    if given.out is not None:
+        print(f"saved in {session.save(given.out, force=given.force)}")
+
+
+def _examine(given: argparse.Namespace) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    print(examine(InteractiveShell.instance()))
+
+
+def make_object(place: str) -> Any:
+    """The object with a name in a module, "module:name"; a class or a function is called without arguments.
+
+    The working directory comes first in the search for the module.
+
+    Raises:
+        KdError: there is no such module or name, or the call fails.
+
+    >>> make_object("torch.nn:Identity")
+    Identity()
+    """
+    module, _, name = place.partition(":")
+    if not module or not name:
+        raise KdError(f"{place!r} does not name an object", "write MODULE:NAME, such as nets:make for the function make in nets.py")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    holder: Any = _attempt(lambda: importlib.import_module(module), f"the module {module} can't be imported")
+    for part in name.split("."):
+        if not hasattr(holder, part):
+            raise KdError(f"{module} has no {name}", did_you_mean(part, dir(holder)))
+        holder = getattr(holder, part)
+    return _attempt(holder, f"{place} failed") if _makes_objects(holder) else holder
+
+
+def _makes_objects(found: Any) -> bool:
+    """Whether an object is called for what it makes: classes and functions are, models and data are not."""
+    return isinstance(found, type) or type(found).__name__ in ("function", "builtin_function_or_method", "method", "partial")
+
+
+def _attempt(action: Callable[[], Any], failure: str) -> Any:
+    try:
+        return action()
+    except KdError:
+        raise
+    except Exception as error:  # code of the user's own
+        raise KdError(f"{failure}: {explain_error(error, '__main__')}", "python -c 'import MODULE' shows the traceback of an import") from error
