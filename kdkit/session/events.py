@@ -16,6 +16,7 @@ from kdkit.guards.interrupts import package_of, raise_interrupt
 from kdkit.models.copies import private_copy
 from kdkit.plugins.manager import manager
 from kdkit.session.history import Version
+from kdkit.session.step_log import log_begin, log_end, log_error
 from kdkit.stages.channel import Channel, Progress, RelayChannel
 from kdkit.stages.stage import Stage
 
@@ -57,7 +58,7 @@ class ObservedVersion(Version):
 
 
 def with_events(stage: Stage, channel: Channel, trackers: Iterable[Any], run: Callable[[Channel], Version]) -> Version:
-    """Run a stage and notify plugins and trackers: started, progress, then finished, failed or cancelled.
+    """Run a stage, and notify plugins, trackers and Python's logger `kdkit`: started, progress, then finished, failed or cancelled.
 
     Args:
         run: runs the stage, which reports its progress to the channel that `run` receives.
@@ -67,12 +68,17 @@ def with_events(stage: Stage, channel: Channel, trackers: Iterable[Any], run: Ca
         channel.progress(progress)
         notify(Event("progress", stage, progress), trackers)
 
+    log_begin(stage)
     notify(Event("started", stage), trackers)
     try:
         version = run(RelayChannel(channel, observe))
     except BaseException as error:
-        notify(Event("cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed", stage, error=error), trackers)
+        outcome = "cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed"
+        log_error(stage, outcome, error)
+        notify(Event(outcome, stage, error=error), trackers)
         raise
+    if isinstance(version, Version):
+        log_end(stage, version)
     notify(Event("finished", stage, version=ObservedVersion.of(version) if isinstance(version, Version) else version), trackers)
     return version
 
