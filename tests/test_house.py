@@ -69,6 +69,7 @@ HEAVY = {
     "pydantic",
     "pynvml",
     "pytest",
+    "pandas",
     "rouge_score",
     "safetensors",
     "scipy",
