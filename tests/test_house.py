@@ -65,6 +65,7 @@ HEAVY = {
     "ipywidgets",
     "onnx",
     "onnxruntime",
+    "pandas",
     "peft",
     "pluggy",
     "pydantic",

@@ -57,6 +57,16 @@ def _scale(value: float, small: bool) -> tuple[float, str]:
     return value, _LARGE[step] if step >= 0 else _SMALL[-step]
 
 
+def base_value(value: float, unit: str = "") -> float:
+    """The number in its base unit: seconds, joules, bytes or a plain count.
+
+    >>> base_value(3.2, "ms"), base_value(7, "B")
+    (0.0032, 7)
+    """
+    factor = _DIVISIBLE.get(unit, (unit, 1.0))[1]
+    return value if factor == 1 else value * factor
+
+
 def volatile(text: str) -> str:
     """A text that differs from run to run (a time, a path): "…" while `KDKIT_STABLE=1`, so that notebooks compare."""
     return "…" if os.environ.get("KDKIT_STABLE") == "1" else text
@@ -105,14 +115,14 @@ class Table:
                 raise ValueError(f"a row has {len(row)} cells and the head {len(self.head)}: {row!r}")
 
     def __repr__(self) -> str:
-        lines = [[_text(str(name)) for name in self.head], *([_text(cell) for cell in row] for row in self.rows)]
+        lines = self.lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        numeric = self._numeric()
+        numeric = self.numeric()
         pad = [[cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(line, widths, numeric, strict=True)] for line in lines]
         return "\n".join([*([printable_lines(self.caption)] if self.caption else []), *("  ".join(line).rstrip() for line in pad)])
 
     def _repr_html_(self) -> str:
-        align = [' style="text-align: right"' if right else ' style="text-align: left"' for right in self._numeric()]
+        align = [' style="text-align: right"' if right else ' style="text-align: left"' for right in self.numeric()]
         caption = f'<caption style="caption-side: top; text-align: left">{escape(self.caption)}</caption>' if self.caption else ""
         head = "".join(f'<th scope="col"{style}>{escape(str(name))}</th>' for name, style in zip(self.head, align, strict=True))
         body = "".join(f"<tr>{self._html_row(row, align)}</tr>" for row in self.rows)
@@ -122,7 +132,12 @@ class Table:
         first, *rest = ((_html(cell), _whole(cell, style)) for cell, style in zip(row, align, strict=True))
         return f'<th scope="row"{first[1]}>{first[0]}</th>' + "".join(f"<td{style}>{cell}</td>" for cell, style in rest)
 
-    def _numeric(self) -> list[bool]:
+    def lines(self) -> list[list[str]]:
+        """The head and the rows, each cell as text."""
+        return [[_text(str(name)) for name in self.head], *([_text(cell) for cell in row] for row in self.rows)]
+
+    def numeric(self) -> list[bool]:
+        """For each column, whether it holds no strings, so that it is aligned to the right."""
         columns = [[cell for row in self.rows if (cell := row[index]) not in (None, "")] for index in range(len(self.head))]
         return [bool(column) and not any(isinstance(cell, str) for cell in column) for column in columns]
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal, get_args
 
-from kdkit.display.table import Cell, Table
+from kdkit.display.table import Cell, Table, base_value
+from kdkit.display.table_text import TableText, write_csv, write_latex, write_markdown
+from kdkit.errors import KdError
 from kdkit.session.history import Version
+
+Format = Literal["markdown", "latex", "csv"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,41 @@ class Listing:
         names = [name for name in self.figures if name in wanted]
         rows = [[self._name(version), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions]
         return Table(["version", "made by", *names], rows, self.caption)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row a version: number, label, line, parent, status, and each figure as a plain number in its base unit; None if it was not measured."""
+        return [self._record(version) for version in self.versions]
+
+    def _record(self, version: Version) -> dict[str, Any]:
+        status = "head" if version.number == self.head else "replaced" if version.replaced_by is not None else "dropped" if version.model is None else ""
+        facts = {"version": version.number, "label": version.label, "line": version.made_by, "parent": version.parent, "status": status}
+        measured = {name: version.report.get(name) for name in self.figures}
+        return facts | {name: None if figure is None else base_value(figure.value, figure.unit) for name, figure in measured.items()}
+
+    def to_dataframe(self) -> Any:
+        """The `records` as a pandas DataFrame.
+
+        Raises:
+            KdError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise KdError("a DataFrame needs pandas, which is not installed", "pip install 'kdkit[pandas]'") from error
+        return pandas.DataFrame(self.records())
+
+    def text_as(self, format: Format) -> TableText:
+        """The table as text to copy: `markdown` and `latex` as it is shown, `csv` with the `records`.
+
+        Raises:
+            KdError: there is no such format.
+        """
+        if format == "csv":
+            records = self.records()
+            return write_csv(list(records[0]) if records else [], [list(record.values()) for record in records])
+        if format not in get_args(Format):
+            raise KdError(f"there is no table format {format!r}", f"formats: {' '.join(get_args(Format))}")
+        return write_markdown(self.table) if format == "markdown" else write_latex(self.table)
 
     def _name(self, version: Version) -> str:
         return version.name + (" *" if version.number == self.head else "")

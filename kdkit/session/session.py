@@ -425,6 +425,10 @@ class Session:
         chosen = tuple(self.version(version) for version in versions) or self.versions
         return Listing(chosen, self.history.head, chosen[0], f"against {chosen[0].name}")
 
+    def to_dataframe(self) -> Any:
+        """All versions as a pandas DataFrame: see `Listing.to_dataframe`."""
+        return self.compare().to_dataframe()
+
     def show(self, view: Any, *, observe: Observe | None = None, **objects: Any) -> Any:
         """Show a view of the session; the session does not change.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from kdkit.errors import KdError
+from kdkit.measurement.report import Figure, Report
+from kdkit.session.history import Version
+from kdkit.session.listing import Listing
 from kdkit.session.session import Session
 
 X, Y = torch.randn(8, 4), torch.arange(8) % 3
@@ -36,3 +41,22 @@ def test_a_reason_that_is_not_of_all_versions_names_those_that_it_is_of() -> Non
     session.set(eval=(X, Y))
     session.run("decompose svd --ratio 0.5")
     assert "note: @base: quality was not measured" in str(session.status())
+
+
+def test_a_dataframe_has_a_row_for_each_version_and_figures_in_base_units():
+    found = Listing((Version(0, None, Report((Figure("latency", 2.0, "ms", "lower"), Figure("accuracy", 0.5))), frozenset(), "base"),), head=0).to_dataframe()
+    assert found.to_dict("records")[0] | {"parent": None} == {
+        "version": 0, "label": "base", "line": "", "parent": None, "status": "head", "latency": 0.002, "accuracy": 0.5,
+    }  # fmt: skip
+
+
+def test_an_unknown_format_is_refused_with_the_list():
+    with pytest.raises(KdError, match="no table format 'html'"):
+        Listing(()).text_as("html")
+
+
+def test_a_dataframe_without_pandas_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(KdError) as raised:
+        Listing(()).to_dataframe()
+    assert "kdkit[pandas]" in str(raised.value.hints)

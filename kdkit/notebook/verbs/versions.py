@@ -10,6 +10,7 @@ from kdkit.display.page import Source, Written
 from kdkit.errors import KdError, did_you_mean
 from kdkit.notebook.verb import Verb
 from kdkit.parameters.settings import param
+from kdkit.session.listing import Format, Listing
 
 if TYPE_CHECKING:
     from kdkit.notebook.workspace import Workspace
@@ -25,8 +26,13 @@ class Compare(Verb):
     versions: tuple[str, ...] = param((), "default: all versions", names="version")
     by: str | None = param(None, "figure to sort by, the best version first", names="figure")
     all: bool = param(False, "show every measured figure, not only the main ones")
+    format: Format | None = param(None, "text to copy into a paper or a spreadsheet; csv has plain numbers in base units; default: a table")
 
     def run(self, workspace: Workspace) -> Any:
+        listing = self._sorted(workspace)
+        return listing if self.format is None else listing.text_as(self.format)
+
+    def _sorted(self, workspace: Workspace) -> Listing:
         listing = workspace.session.compare(*self.versions)
         known = listing.figures
         if self.all:

@@ -228,6 +228,13 @@ def test_compare_sorts_by_a_figure(cells):
     assert "no version has a figure 'speed'" in cells.fails("%kd compare --by speed").message
 
 
+def test_compare_writes_a_table_to_copy(cells):
+    assert cells.give("%kd compare --format markdown").startswith("| version | made by |")
+    assert cells.give("%kd compare --format latex").startswith(r"\begin{tabular}{ll")
+    assert cells.give("%kd compare --format csv").startswith("version,label,line,parent,status,")
+    assert "markdown" in str(cells.fails("%kd compare --format html"))
+
+
 @pytest.mark.slow
 def test_code_is_put_into_the_next_cell_and_makes_the_version_again(cells):
     made = cells.give("%kd tune finetune --steps 1 --learning-rate 0.1 --as tuned")
