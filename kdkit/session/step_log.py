@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from kdkit.errors import KdError, printable
+from kdkit.errors import KdError, describe_exception, printable
 from kdkit.session.history import Version
 from kdkit.stages.stage import Stage
 
@@ -33,5 +33,5 @@ def log_end(stage: Stage, version: Version) -> None:
 def log_error(stage: Stage, outcome: str, error: BaseException) -> None:
     """Log that a stage ended without a version: `outcome` is "failed" or "cancelled"."""
     if LOGGER.isEnabledFor(logging.INFO):
-        message = error.message if isinstance(error, KdError) else f"{type(error).__name__}: {error}"
+        message = error.message if isinstance(error, KdError) else describe_exception(error)
         LOGGER.info("%s %s: %s", printable(stage.line()), outcome, printable(message))

@@ -46,6 +46,18 @@ def test_an_error_without_words_in_a_stage_ends_in_one_of_kdkit_and_leaves_the_s
     assert session.history is before
 
 
+def test_an_error_without_words_in_a_stage_is_logged(offered, caplog):
+    @offered
+    @stage("broken.mute")
+    def broken(model: torch.nn.Module, context: Context) -> torch.nn.Module:
+        """Fail without words."""
+        raise Mute
+
+    with caplog.at_level("INFO", "kdkit"), pytest.raises(KdError):
+        Session(torch.nn.Linear(8, 3), measures=()).run(broken())
+    assert "can't be written" in caplog.messages[-1]
+
+
 def test_an_error_without_words_in_an_attachment_is_described_there():
     class Shy:
         def __repr__(self) -> str:

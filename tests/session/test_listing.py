@@ -60,3 +60,13 @@ def test_a_dataframe_without_pandas_names_the_extra(monkeypatch):
     with pytest.raises(KdError) as raised:
         Listing(()).to_dataframe()
     assert "kdkit[pandas]" in str(raised.value.hints)
+
+
+def test_the_dataframe_of_a_session_has_its_versions_and_their_figures():
+    session = Session(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), eval=(X, Y), measures=("quality", "parameters"))
+    session.run("decompose svd --ratio 0.5", label="thin")
+    found = session.to_dataframe()
+    assert found["label"].tolist() == ["base", "thin"]
+    assert found["line"][1].startswith("decompose svd")
+    assert found["status"].tolist() == ["", "head"]
+    assert found["parameters"].tolist() == [version["parameters"] for version in session.versions]
