@@ -121,8 +121,10 @@ def read_message(error: BaseException) -> str:
     'no\\\\x1b[2J layers'
     """
     try:
-        text = printable_lines(str(error).strip())
-    except Exception as failed:
+        text = printable_lines(str(error)[: LONGEST_MESSAGE + 1].strip().replace("\r\n", "\n"))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failed:  # code of others
         return f"its message can't be written ({type(failed).__name__})"
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
 
@@ -133,8 +135,8 @@ def describe_exception(error: BaseException) -> str:
     >>> describe_exception(ValueError("no layers")), describe_exception(ValueError())
     ('ValueError: no layers', 'ValueError, without a message')
     """
-    message = read_message(error)
-    return f"{type(error).__name__}: {message}" if message else f"{type(error).__name__}, without a message"
+    name, message = printable(type(error).__name__), read_message(error)
+    return f"{name}: {message}" if message else f"{name}, without a message"
 
 
 class _Brief(reprlib.Repr):

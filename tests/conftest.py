@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from kdkit.guards.fused_kernels import read_fused_kernels, set_fused_kernels
+from kdkit.guards import fused_kernels
 from kdkit.plugins.manager import manager
 
 collect_ignore_glob = ["benchmarks/bench_*", "distributions/*", "fixtures/*"]
@@ -26,7 +26,8 @@ def unchanged_process():
     yield
     after = _state()
     torch.set_grad_enabled(before["gradients"])
-    set_fused_kernels(before["fused kernels"])
+    fused_kernels.end_blocks(0)
+    fused_kernels.set_fused_kernels(before["fused kernels"])
     torch.set_default_dtype(before["default dtype"])
     os.chdir(before["working directory"])
     assert after == before
@@ -35,7 +36,7 @@ def unchanged_process():
 def _state():
     return {
         "gradients": torch.is_grad_enabled(),
-        "fused kernels": read_fused_kernels(),
+        "fused kernels": fused_kernels._read(),
         "default dtype": torch.get_default_dtype(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),

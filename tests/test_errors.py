@@ -65,3 +65,14 @@ def test_an_error_of_others_is_described_whatever_its_message_holds(error, text)
 
 def test_a_message_without_end_is_cut():
     assert len(read_message(ValueError("x" * 10**6))) == LONGEST_MESSAGE + 4
+
+
+def test_the_class_of_an_error_is_escaped_and_an_exit_within_its_message_is_described():
+    evil = type("evil\x1b[2J\nname", (ValueError,), {})
+    assert describe_exception(evil("x")) == r"evil\x1b[2J\nname: x"
+
+    class Leaves(ValueError):
+        def __str__(self) -> str:
+            raise SystemExit
+
+    assert describe_exception(Leaves()) == "Leaves: its message can't be written (SystemExit)"

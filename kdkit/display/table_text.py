@@ -19,8 +19,8 @@ _LATEX = {
     "µ": r"\textmu{}",
     **{sign: "\\" + sign for sign in "&%$#_{}"},
 }
-_MARKDOWN = {sign: "\\" + sign for sign in "\\|`*_<>[]"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_MARKDOWN = {sign: "\\" + sign for sign in "\\|`*_<>[]&~"}
+_FORMULA = ("=", "+", "-", "@")
 
 
 class TableText(str):
@@ -57,8 +57,8 @@ def write_latex(table: Table) -> TableText:
     \hline
     \end{tabular}
     """
-    # "{}" keeps a cell that starts with "[" from being read as an option of the line break before it
-    head, *rows = (" & ".join("{}" * cell.startswith("[") + _escape(cell, _LATEX) for cell in line) + r" \\" for line in table.lines())
+    # "{}" keeps a cell that starts with "[" or "*" from being read as a part of the line break before it
+    head, *rows = (" & ".join("{}" * cell.startswith(("[", "*")) + _escape(cell, _LATEX) for cell in line) + r" \\" for line in table.lines())
     columns = "".join("r" if right else "l" for right in table.numeric())
     return TableText("\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}"]))
 
@@ -78,7 +78,7 @@ def write_csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> TableText:
 
 def plain_text(cell: Any) -> Any:
     """A cell of a CSV file, in which no text is a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(_FORMULA) else cell
 
 
 def _escape(text: str, signs: dict[str, str]) -> str:

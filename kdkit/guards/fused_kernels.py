@@ -8,37 +8,43 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 Switches = dict[str, bool]
 
 _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+
+
+class _Block(NamedTuple):
+    """A block that runs, and the switches that it keeps off."""
+
+    thread: threading.Thread
+    names: tuple[str, ...]
+
+
 _LOCK = threading.RLock()
-_BLOCKS: list[tuple[int, frozenset[str]]] = []
-"""The thread of each block that runs, and the switches that it keeps off."""
+_BLOCKS: list[_Block] = []
 _BEFORE: Switches = {}
-"""The switches as they were before the first of these blocks."""
+"""The switches as they are outside of all blocks; empty while no block runs."""
 
 
 def read_fused_kernels() -> Switches:
-    """Every switch with its value, by name.
+    """Every switch with its value outside of all blocks, by name.
 
     >>> read_fused_kernels()["mha fastpath"]
     True
     """
-    attention: dict[str, Any] = {f"{kind} attention": getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in _ATTENTION}
-    return attention | {"mha fastpath": torch.backends.mha.get_fastpath_enabled(), "mkldnn": torch.backends.mkldnn.enabled, "cudnn": torch.backends.cudnn.enabled}
+    with _LOCK:
+        return dict(_BEFORE) or _read()
 
 
 def set_fused_kernels(switches: Switches) -> None:
-    """Set all switches to what `read_fused_kernels` gave."""
-    for kind in _ATTENTION:
-        getattr(torch.backends.cuda, f"enable_{kind}_sdp")(switches[f"{kind} attention"])
-    torch.backends.mha.set_fastpath_enabled(switches["mha fastpath"])
-    torch.backends.mkldnn.enabled = switches["mkldnn"]  # type: ignore[assignment]
-    torch.backends.cudnn.enabled = switches["cudnn"]
+    """Set all switches to what `read_fused_kernels` gave; those that a block keeps off follow when it ends."""
+    with _LOCK:
+        _BEFORE.update(switches)
+        _settle()
 
 
 @contextlib.contextmanager
@@ -48,32 +54,58 @@ def without_kernels(*names: str) -> Iterator[None]:
     >>> with without_kernels("mha fastpath"): torch.backends.mha.get_fastpath_enabled()
     False
     """
-    held = count_blocks()
+    block = _Block(threading.current_thread(), names)
     try:
         with _LOCK:
-            if not _BLOCKS:
-                _BEFORE.update(read_fused_kernels())
-            _BLOCKS.append((threading.get_ident(), frozenset(names)))
-            _apply()
+            if not _BEFORE:
+                _BEFORE.update(_read())
+            _BLOCKS.append(block)
+            _settle()
         yield
     finally:
-        end_blocks(held)
+        with _LOCK:
+            _keep([each for each in _BLOCKS if each is not block])
 
 
 def count_blocks() -> int:
     """The number of blocks of this thread that have not ended."""
-    return sum(thread == threading.get_ident() for thread, _ in _BLOCKS)
+    return len(_own_blocks())
 
 
 def end_blocks(keep: int) -> None:
-    """End this thread's blocks, except for the `keep` oldest; safe to call twice."""
+    """End this thread's blocks, except for the `keep` oldest, and those of threads that have ended; safe to call twice."""
     with _LOCK:
-        ours = [block for block in _BLOCKS if block[0] == threading.get_ident()][keep:]
-        if ours:
-            _BLOCKS[:] = [block for block in _BLOCKS if not any(block is each for each in ours)]
-            _apply()
+        ended = _own_blocks()[keep:]
+        _keep([block for block in _BLOCKS if block.thread.is_alive() and not any(block is each for each in ended)])
 
 
-def _apply() -> None:
-    off = frozenset[str]().union(*(names for _, names in _BLOCKS))
-    set_fused_kernels({name: on and name not in off for name, on in _BEFORE.items()})
+def _own_blocks() -> list[_Block]:
+    return [block for block in list(_BLOCKS) if block.thread is threading.current_thread()]
+
+
+def _keep(blocks: list[_Block]) -> None:
+    _BLOCKS[:] = blocks
+    _settle()
+
+
+def _settle() -> None:
+    """Bring the switches to what the blocks need; one that an interrupt cut off is made up for by the next."""
+    if not _BEFORE:
+        return
+    off = {name for block in _BLOCKS for name in block.names}
+    _write({name: on and name not in off for name, on in _BEFORE.items()})
+    if not _BLOCKS:
+        _BEFORE.clear()
+
+
+def _read() -> Switches:
+    attention: dict[str, Any] = {f"{kind} attention": getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in _ATTENTION}
+    return attention | {"mha fastpath": torch.backends.mha.get_fastpath_enabled(), "mkldnn": torch.backends.mkldnn.enabled, "cudnn": torch.backends.cudnn.enabled}
+
+
+def _write(switches: Switches) -> None:
+    for kind in _ATTENTION:
+        getattr(torch.backends.cuda, f"enable_{kind}_sdp")(switches[f"{kind} attention"])
+    torch.backends.mha.set_fastpath_enabled(switches["mha fastpath"])
+    torch.backends.mkldnn.enabled = switches["mkldnn"]  # type: ignore[assignment]
+    torch.backends.cudnn.enabled = switches["cudnn"]

@@ -42,7 +42,7 @@ def read_held_model(obj: Any) -> nn.Module | None:
 
     >>> read_held_model("a text")
     """
-    model = getattr(obj, "model", None) if any(kind.__module__.startswith(_HOLDERS) for kind in type(obj).__mro__) else None
+    model = getattr(obj, "model", None) if any(str(kind.__module__).startswith(_HOLDERS) for kind in type(obj).__mro__) else None
     return model if isinstance(model, nn.Module) and not isinstance(obj, nn.Module) else None
 
 

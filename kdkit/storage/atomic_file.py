@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -32,6 +33,8 @@ def replace_path(path: Path) -> Iterator[Path]:
         yield fresh
         with fresh.open("rb+") as file:
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, fresh)
         os.replace(fresh, target)
     finally:
         remove_temporary(folder)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from kdkit.errors import KdError, did_you_mean
 from kdkit.guards import explain_error
 from kdkit.notebook.doctor import examine
 from kdkit.pipelines.pipeline import Pipeline
 from kdkit.session import Session
+from kdkit.session.settings import DATA
+from kdkit.storage.integrity import check_target
 
+_NOTHING = object()
 FAILED, STOPPED = 1, 130
 """Exit codes besides 0: what was asked can't be done, or Ctrl-C. argparse exits with 2 where a line is not understood."""
 
@@ -34,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kdkit: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("kdkit: stopped; nothing was written", file=sys.stderr)
+        print("kdkit: stopped; no version was saved", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:  # whoever reads the output has ended; the version is saved before anything is printed
+        return FAILED
     return 0
 
 
@@ -64,12 +74,33 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace) -> None:
     pipeline = Pipeline.load(given.recipe, given.anywhere)
     model = make_object(given.model)
-    data = None if given.data is None else make_object(given.data)
-    session = Session(model, **(data if isinstance(data, dict) and all(isinstance(name, str) for name in data) else {"eval": data}))
-    session.run(pipeline, seed=given.seed)
-    print(session.compare())
+    session = Session(model, **_settings(None if given.data is None else make_object(given.data)))
     if given.out is not None:
-        print(f"saved in {session.save(given.out, force=given.force)}")
+        _check_folder(given.out, given.force)
+    session.run(pipeline, seed=given.seed)
+    saved = "" if given.out is None else f"\nsaved in {session.save(given.out, force=given.force)}"
+    print(f"{session.compare()}{saved}")
+
+
+def _settings(data: Any) -> dict[str, Any]:
+    """What was given as data, as arguments of a session: a dict with the name of a data set has several settings."""
+    if not isinstance(data, dict) or not any(name in data for name in DATA):
+        return {"eval": data}
+    if strange := [name for name in data if not isinstance(name, str) or name in ("self", "model")]:
+        raise KdError(f"the dict that --data names has {strange[0]!r}, which is no setting of a session", "--model names the model")
+    return data
+
+
+def _check_folder(folder: Path, replace_other: bool) -> None:
+    """Refuse a place where no folder can be saved, before hours of work."""
+    if folder.suffix in (".yaml", ".yml"):
+        raise KdError(f"--out {folder}: a version is saved in a folder", "give the name of a folder")
+    check_target(folder)
+    if not replace_other and folder.exists() and any(folder.iterdir()):
+        raise KdError(f"--out {folder} holds a version", "--force replaces it, or choose another folder")
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise KdError(f"--out {folder}: you may not write to {nearest}", "choose another folder")
 
 
 def _examine(given: argparse.Namespace) -> None:
@@ -96,15 +127,16 @@ def make_object(place: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     holder: Any = _attempt(lambda: importlib.import_module(module), f"the module {module} can't be imported")
     for part in name.split("."):
-        if not hasattr(holder, part):
+        found = _attempt(lambda holder=holder, part=part: getattr(holder, part, _NOTHING), f"{place} can't be read")  # type: ignore[misc]
+        if found is _NOTHING:
             raise KdError(f"{module} has no {name}", did_you_mean(part, dir(holder)))
-        holder = getattr(holder, part)
+        holder = found
     return _attempt(holder, f"{place} failed") if _makes_objects(holder) else holder
 
 
 def _makes_objects(found: Any) -> bool:
     """Whether an object is called for what it makes: classes and functions are, models and data are not."""
-    return isinstance(found, type) or type(found).__name__ in ("function", "builtin_function_or_method", "method", "partial")
+    return isinstance(found, type | functools.partial) or inspect.isroutine(found) or (hasattr(found, "__wrapped__") and not isinstance(found, nn.Module))
 
 
 def _attempt(action: Callable[[], Any], failure: str) -> Any:
@@ -112,5 +144,5 @@ def _attempt(action: Callable[[], Any], failure: str) -> Any:
         return action()
     except KdError:
         raise
-    except Exception as error:  # code of the user's own
-        raise KdError(f"{failure}: {explain_error(error, '__main__')}", "python -c 'import MODULE' shows the traceback of an import") from error
+    except (Exception, SystemExit) as error:  # code of the user's own
+        raise KdError(f"{failure}: {explain_error(error)}", "the same in Python shows the traceback") from error

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
 import torch
 
-from kdkit.guards.fused_kernels import read_fused_kernels, set_fused_kernels, without_kernels
+from kdkit.guards import fused_kernels
+from kdkit.guards.fused_kernels import end_blocks, read_fused_kernels, set_fused_kernels, without_kernels
 
 NAMES = sorted(read_fused_kernels())
+HELD: list = []
+"""Blocks that are entered and never left."""
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_switch_is_off_within_a_block_and_as_before_after_it(name):
     before = read_fused_kernels()
     with without_kernels(name):
-        assert read_fused_kernels() == before | {name: False}
+        assert fused_kernels._read() == before | {name: False}
     assert read_fused_kernels() == before
 
 
@@ -43,10 +47,63 @@ def test_a_block_that_ends_leaves_off_what_the_block_of_another_thread_needs():
         thread = threading.Thread(target=work)
         thread.start()
         begun.wait()
-    assert read_fused_kernels() == before | {"mha fastpath": False}
+    assert fused_kernels._read() == before | {"mha fastpath": False}
     go.set()
     thread.join()
     assert read_fused_kernels() == before
+
+
+def test_a_snapshot_that_is_taken_during_a_block_holds_the_switches_outside_of_it():
+    before = read_fused_kernels()
+    with without_kernels(*NAMES):
+        taken = read_fused_kernels()
+    set_fused_kernels(taken)
+    assert taken == before == read_fused_kernels()
+
+
+def test_what_is_set_during_a_block_holds_when_it_ends():
+    before = read_fused_kernels()
+    with without_kernels("mkldnn"):
+        set_fused_kernels(before | {"mha fastpath": False})
+        assert not torch.backends.mkldnn.enabled
+    assert read_fused_kernels() == before | {"mha fastpath": False}
+    set_fused_kernels(before)
+
+
+def test_a_block_that_is_left_for_the_garbage_collector_ends_itself_alone():
+    before, left = read_fused_kernels(), without_kernels("mkldnn")
+    left.__enter__()
+    end_blocks(0)
+    with without_kernels("mha fastpath"):
+        del left
+        gc.collect()
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert fused_kernels._read() == before
+
+
+def test_an_interrupt_on_the_way_out_of_a_block_is_made_up_for(monkeypatch):
+    before, write, armed = read_fused_kernels(), fused_kernels._write, []
+
+    def interrupted(switches):
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+        write(switches)
+
+    monkeypatch.setattr(fused_kernels, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt), without_kernels("mkldnn"):
+        armed.append(True)
+    end_blocks(0)
+    assert fused_kernels._read() == before
+
+
+def test_the_blocks_of_a_thread_that_has_ended_are_ended():
+    before = read_fused_kernels()
+    thread = threading.Thread(target=lambda: HELD.append(without_kernels("mkldnn")) or HELD[-1].__enter__())
+    thread.start()
+    thread.join()
+    end_blocks(0)
+    assert fused_kernels._read() == before
 
 
 def test_an_error_in_a_block_ends_it():

@@ -106,3 +106,8 @@ def test_what_is_no_usable_model_is_refused_with_its_remedy(make, says, remedy):
         adopt_model(make())
     assert says in caught.value.message
     assert any(remedy in hint for hint in caught.value.hints)
+
+
+def test_a_class_without_a_module_is_named_as_no_model():
+    with pytest.raises(KdError, match="is not a model"):
+        adopt_model(type("Odd", (), {"__module__": None})())

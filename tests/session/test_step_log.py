@@ -55,3 +55,22 @@ def test_a_script_that_configures_logging_shows_the_steps() -> None:
     done = subprocess.run([sys.executable, "-c", "import logging; logging.basicConfig(level='INFO')\n" + SCRIPT], capture_output=True, text=True, timeout=120)
     assert "INFO:kdkit:prune channels --ratio 0.25 begins" in done.stderr
     assert "INFO:kdkit:prune channels --ratio 0.25 made @1" in done.stderr
+
+
+def test_a_handler_that_fails_is_a_warning_and_the_stage_goes_on():
+    class Down(logging.Handler):
+        def emit(self, record):
+            raise ConnectionError("no server")
+
+    logger, handler = logging.getLogger("kdkit"), Down()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        session = Session(net(), example=torch.zeros(1, 4), measures=())
+        with pytest.warns(UserWarning, match="the log raised ConnectionError: no server"):
+            session.run("decompose svd --ratio 0.5")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert len(session.versions) == 2

@@ -40,3 +40,9 @@ def test_a_file_whose_outputs_are_the_model_s_is_written(tmp_path, monkeypatch):
 
 def test_a_graph_is_written_without_data(tmp_path):
     assert export(graph_of("Relu"), tmp_path / "net.onnx", None).read_bytes() == graph_of("Relu").onnx
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    (path := tmp_path / "net.onnx").touch(mode=0o600)
+    export(graph_of("Relu"), path, None)
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -15,6 +15,8 @@ from kdkit.terminal.command import main, make_object
 from kdkit.testing import zoo
 
 NETS = """
+import functools
+
 from kdkit.testing import zoo
 
 net = zoo.mlp()
@@ -27,6 +29,25 @@ def make():
 
 def data():
     return dict(eval=zoo.data("mlp"), calib=zoo.data("mlp"))
+
+def two_models():
+    return dict(eval=zoo.data("mlp"), model=net)
+
+@functools.cache
+def cached():
+    return zoo.mlp()
+
+def one_batch():
+    return {"x": zoo.batch("mlp").args[0], "labels": zoo.batch("mlp").labels}
+
+class Lazy:
+    def __getattr__(self, name):
+        raise RuntimeError("not today")
+
+lazy = Lazy()
+
+def leave():
+    raise SystemExit(0)
 
 def fail():
     raise ValueError("no disk")
@@ -74,6 +95,11 @@ def test_another_version_in_the_folder_is_replaced_only_on_demand(place: Path, c
         (["slim.yaml", "--model", "nets_of_test:fail"], "nets_of_test:fail failed: ValueError: no disk"),
         (["slim.yaml", "--model", "nets_of_test:NETS_OF_TEST"], "nets_of_test has no NETS_OF_TEST"),
         (["slim.yaml", "--model", "builtins:dict"], "dict is not a model"),
+        (["slim.yaml", "--model", "nets_of_test:leave"], "nets_of_test:leave failed: SystemExit: 0"),
+        (["slim.yaml", "--model", "nets_of_test:lazy.part"], "nets_of_test:lazy.part can't be read: RuntimeError: not today"),
+        (["slim.yaml", "--model", "nets_of_test:make", "--data", "nets_of_test:two_models"], "has 'model', which is no setting"),
+        (["slim.yaml", "--model", "nets_of_test:make", "--data", "nets_of_test:data", "--out", "slim.yaml"], "a version is saved in a folder"),
+        (["slim.yaml", "--model", "nets_of_test:make", "--data", "nets_of_test:data", "--out", "."], "kdkit did not write it"),
     ],
 )
 def test_what_can_not_be_done_is_one_message_on_stderr_and_exit_code_1(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -97,12 +123,13 @@ def test_an_interrupt_ends_with_its_own_exit_code(place: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Session, "run", interrupt)
     assert main(["run", "slim.yaml", "--model", "nets_of_test:make"]) == 130
-    assert "nothing was written" in capsys.readouterr().err
+    assert "no version was saved" in capsys.readouterr().err
 
 
 def test_an_object_is_taken_as_it_is_and_a_nested_function_is_called(place: Path) -> None:
     assert make_object("nets_of_test:net") is sys.modules["nets_of_test"].net
     assert isinstance(make_object("nets_of_test:Nested.make"), type(zoo.mlp()))
+    assert isinstance(make_object("nets_of_test:cached"), type(zoo.mlp()))
     with pytest.raises(KdError, match="write MODULE:NAME|does not name"):
         make_object(":make")
 
@@ -111,3 +138,19 @@ def test_an_object_is_taken_as_it_is_and_a_nested_function_is_called(place: Path
 def test_the_doctor_examines_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "onnxruntime" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_version_is_saved_before_anything_is_printed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", broken)
+    assert main(["run", "slim.yaml", "--model", "nets_of_test:make", "--data", "nets_of_test:data", "--out", "small"]) == 1
+    assert (place / "small" / "kd.json").exists()
+
+
+@pytest.mark.slow
+def test_a_dict_that_is_one_batch_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "slim.yaml", "--model", "nets_of_test:make", "--data", "nets_of_test:one_batch"]) == 0, capsys.readouterr().err
+    assert "accuracy" in capsys.readouterr().out
