@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from kdkit.backends.onnx.export import exportable
+from kdkit.backends.tracing import NO_GRAPH, exportable, quiet_export, with_two_items
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.guards import explain_error
@@ -36,17 +35,14 @@ def write_program(model: nn.Module, path: Path, example: Batch) -> None:
     ...     read_program(Path(folder) / "net.pt2")(torch.zeros(7, 2)).shape
     torch.Size([7, 1])
     """
-    # an axis of length 1 becomes a constant
-    batch = Batch(example.args, example.kwargs).to(device_of(model))
-    batch = batch if batch.size > 1 else batch._map(lambda tensor: torch.cat([tensor, tensor]))
-    with exportable(model, "keep"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    batch = with_two_items(Batch(example.args, example.kwargs).to(device_of(model)))
+    with exportable(model, "keep"), quiet_export():
         try:
             program = torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=_open_batch(model, batch), strict=False)
         except Exception as error:  # the errors of torch.export have no common base class
             raise KdError(
                 f"{type(model).__name__} can't be exported as a program: {explain_error(error, type(model).__module__)}",
-                "a forward that branches on the values of tensors, or calls .item(), .tolist() or numpy, can't become a graph: write it with torch.where",
+                NO_GRAPH,
                 "%tb shows where",
             ) from error
         torch.export.save(program, path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 
-def examine(shell: InteractiveShell) -> Page:
+def examine(shell: InteractiveShell | None) -> Page:
     """Check plugins, widgets, cancellation, int8 and CUDA, and list the installed versions."""
     versions = [
         ["Python", volatile(platform.python_version()), ""],
@@ -57,7 +57,7 @@ def _plugins() -> list[list[str]]:
     return broken or [["plugins", f"{sum(each.status == 'ok' for each in manager().plugins())} work", ""]]
 
 
-def _widgets(shell: InteractiveShell) -> list[str]:
+def _widgets(shell: InteractiveShell | None) -> list[str]:
     if getattr(shell, "kernel", None) is None:
         return ["widgets", "no kernel: a terminal or plain Python", "progress is shown as a line of text"]
     if importlib.util.find_spec("ipywidgets") is None:
@@ -65,7 +65,7 @@ def _widgets(shell: InteractiveShell) -> list[str]:
     return ["widgets", volatile(f"ipywidgets {_version('ipywidgets')}"), ""]
 
 
-def _cancelling(shell: InteractiveShell) -> list[str]:
+def _cancelling(shell: InteractiveShell | None) -> list[str]:
     if getattr(shell, "kernel", None) is None:
         return ["stopping a stage", "Ctrl-C", ""]
     version = tuple(int(part) for part in re.findall(r"\d+", _version("ipykernel"))[:2])

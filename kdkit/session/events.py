@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -44,7 +44,7 @@ class ObservedVersion(Version):
     """A version as plugins and trackers receive it: each use of `model` makes a private copy."""
 
     @classmethod
-    def of(cls, version: Version) -> ObservedVersion:
+    def of(cls, version: Version) -> Self:
         """The view of a version."""
         observed = object.__new__(cls)
         vars(observed).update(vars(version))

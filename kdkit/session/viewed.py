@@ -7,21 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdkit.models.copies import private_copy
-from kdkit.session.history import Version
+from kdkit.session.events import ObservedVersion
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class ViewedVersion(Version):
+class ViewedVersion(ObservedVersion):
     """A version whose `model` is a private copy, made when it is first used."""
-
-    @classmethod
-    def of(cls, version: Version) -> ViewedVersion:
-        """The view of a version."""
-        viewed = object.__new__(cls)
-        vars(viewed).update(vars(version))
-        return viewed
 
     @property
     def model(self) -> nn.Module | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdkit.errors import KdError, brief
+from kdkit.storage.sparse_file import describe_sparse
 
 SCHEMA = 2
 """The version of the format; a change that an older kdkit can't read increases it."""
@@ -21,8 +20,6 @@ STORAGE = "storage"
 RESERVED = ("format", "schema", "class", "skeleton", "environment", "files")
 LARGEST = 256 * 2**20
 """Bytes of a JSON file; the structure of a model with 10,000 modules takes some 10 MiB."""
-SPARSEST = 64
-"""Bytes of a large file for each byte that its file system stores; those that compress reach some 10 on real weights."""
 DEEPEST = 128
 """Levels of nested lists and mappings in a JSON file; `json_values` writes up to three for each of its own levels."""
 LONGEST_INTEGER = 400
@@ -142,29 +139,6 @@ def check_regular(path: Path) -> None:
         raise KdError(f"{path} is a link to a place outside of its folder", "copy the file to the folder if you trust it")
     if fault := describe_sparse(path):
         raise KdError(f"{path} {fault}", AGAIN)
-
-
-def describe_sparse(path: Path) -> str:
-    """That a large file is almost all holes, which take little to send and much to read, as a clause; empty if it is not."""
-    facts = path.stat()
-    if facts.st_size <= LARGEST or facts.st_size <= SPARSEST * getattr(facts, "st_blocks", facts.st_size) * 512:
-        return ""
-    # file systems of networks may report no blocks at all; they also report no holes
-    stored = _count_stored(path)
-    return f"is a sparse file: it has {facts.st_size:,} bytes, and {stored:,} of them are stored" if facts.st_size > SPARSEST * stored else ""
-
-
-def _count_stored(path: Path) -> int:
-    """The bytes of a file that are not in holes; all where the system has no holes."""
-    size, stored, end = path.stat().st_size, 0, 0
-    if not hasattr(os, "SEEK_DATA"):
-        return size
-    with path.open("rb") as file, contextlib.suppress(OSError):  # there is no data behind the last
-        while end < size and stored * SPARSEST < size:
-            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
-            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            stored += end - start
-    return stored
 
 
 def _check_depth(data: Any) -> None:

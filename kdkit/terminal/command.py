@@ -79,7 +79,7 @@ def _run(given: argparse.Namespace) -> None:
         _check_folder(given.out, given.force)
     session.run(pipeline, seed=given.seed)
     saved = "" if given.out is None else f"\nsaved in {session.save(given.out, force=given.force)}"
-    print(f"{session.compare()}{saved}")
+    print(f"{session.compare()}{saved}", flush=True)
 
 
 def _settings(data: Any) -> dict[str, Any]:
@@ -104,15 +104,11 @@ def _check_folder(folder: Path, replace_other: bool) -> None:
 
 
 def _examine(given: argparse.Namespace) -> None:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    print(examine(InteractiveShell.instance()))
+    print(examine(None), flush=True)
 
 
 def make_object(place: str) -> Any:
     """The object with a name in a module, "module:name"; a class or a function is called without arguments.
-
-    The working directory comes first in the search for the module.
 
     Raises:
         KdError: there is no such module or name, or the call fails.
@@ -123,8 +119,6 @@ def make_object(place: str) -> Any:
     module, _, name = place.partition(":")
     if not module or not name:
         raise KdError(f"{place!r} does not name an object", "write MODULE:NAME, such as nets:make for the function make in nets.py")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     holder: Any = _attempt(lambda: importlib.import_module(module), f"the module {module} can't be imported")
     for part in name.split("."):
         found = _attempt(lambda holder=holder, part=part: getattr(holder, part, _NOTHING), f"{place} can't be read")  # type: ignore[misc]

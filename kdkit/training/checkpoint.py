@@ -18,8 +18,8 @@ from kdkit.guards.folder_lock import lock_folder
 from kdkit.guards.leftovers import find_temporaries, remove_abandoned
 from kdkit.stages.stage import Stage
 from kdkit.storage.atomic_file import replace_file, replace_path
-from kdkit.storage.layout import describe_sparse
 from kdkit.storage.record import read_record
+from kdkit.storage.sparse_file import describe_sparse
 from kdkit.training.checkpoint_index import LARGEST_BYTES, SCHEMA, Facts, Index
 
 _FACTS = "training.json"

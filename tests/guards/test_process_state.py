@@ -104,7 +104,8 @@ def test_gradients_work_after_an_inference_mode_that_was_never_left():
 
 
 def test_warnings_that_became_errors_are_warnings_again():
-    call_and_put_back(lambda: warnings.simplefilter("error"), lambda changed: warnings.warn("changed", stacklevel=1))
+    with pytest.warns(UserWarning, match="changed"):
+        call_and_put_back(lambda: warnings.simplefilter("error"), lambda changed: warnings.warn("changed", stacklevel=1))
 
 
 def test_settings_of_the_process_stay_where_only_the_threads_own_are_asked_for():

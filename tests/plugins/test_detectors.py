@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdkit.backends.onnx.export import exportable
+from kdkit.backends.tracing import exportable
 from kdkit.errors import KdError
 from kdkit.session.session import Session
 from kdkit.tasks import Detection

@@ -57,7 +57,7 @@ def fail():
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nets_of_test", raising=False)
     (tmp_path / "nets_of_test.py").write_text(NETS)
     Pipeline(Pipeline.from_lines("prune channels --ratio 0.5").stages, "slim").save(tmp_path / "slim.yaml")
@@ -142,7 +142,7 @@ def test_the_doctor_examines_the_machine(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_the_version_is_saved_before_anything_is_printed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*given: object) -> None:
+    def broken(*given: object, **named: object) -> None:
         raise BrokenPipeError
 
     monkeypatch.setattr("builtins.print", broken)
@@ -154,3 +154,11 @@ def test_the_version_is_saved_before_anything_is_printed(place: Path, monkeypatc
 def test_a_dict_that_is_one_batch_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "slim.yaml", "--model", "nets_of_test:make", "--data", "nets_of_test:one_batch"]) == 0, capsys.readouterr().err
     assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_reader_that_ends_early_loses_no_version_and_sees_no_traceback(place: Path) -> None:
+    line = f"'{sys.executable}' -m kdkit run slim.yaml --model nets_of_test:make --data nets_of_test:data --out small | head -c 0"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert (place / "small" / "kd.json").exists()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,11 +13,11 @@ from kdkit.backends.onnx.axes import Axes, image_axes, open_axes, resized
 from kdkit.backends.onnx.graph import fix_axes, name_by_module, rename_tensors, tidy
 from kdkit.backends.onnx.model import OnnxModel
 from kdkit.backends.onnx.signature import Signature, describe_output, name_outputs
+from kdkit.backends.tracing import FIXED_BATCH, NO_GRAPH, exportable, quiet_export, with_two_items
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.guards import explain_error
 from kdkit.models.copies import private_copy
-from kdkit.models.evaluation import evaluating
 from kdkit.models.output_comparison import relative_difference, rounding_tolerance
 
 if TYPE_CHECKING:
@@ -66,7 +63,7 @@ def to_onnx(
     if held >= LARGEST:
         raise KdError(f"the model has {held / 1024**3:.1f} GB of weights, and an ONNX file can hold at most 2 GB", "export a smaller version of it")
     report(0.0, "preparing")
-    example = _several(Batch(example.args, example.kwargs).to("cpu"))
+    example = with_two_items(Batch(example.args, example.kwargs).to("cpu"))
     plain = _plain(model)
     if plain is not model:
         example = example._map(lambda tensor: tensor.float() if tensor.dtype in _HALF else tensor)
@@ -74,7 +71,7 @@ def to_onnx(
         sample = example[:3] if example.size != 3 else example[:2]
         output = _call(plain, example)
         signature = Signature.of(plain, example, output)
-        _refuse_growing(plain, output, _call(plain, sample, f"the model runs on {example.size} items and not on {sample.size}", _FIXED))
+        _refuse_growing(plain, output, _call(plain, sample, f"the model runs on {example.size} items and not on {sample.size}", FIXED_BATCH))
         groups = open_axes(plain, signature, sample)
         report(0.1, "tracing forward into a graph")
         graph = _traced(plain, signature, sample, name_outputs(output), opset, frozenset().union(*groups))
@@ -89,8 +86,6 @@ Report = Callable[[float, str], None]
 """Receives the share done and the phase."""
 
 _HALF = (torch.float16, torch.bfloat16)
-
-_FIXED = "its forward fixes the batch size: write x.flatten(1) or x.reshape(x.shape[0], -1) instead of a number"
 
 
 def _call(model: nn.Module, batch: Batch, problem: str = "the model can't be called with the example batch", hint: str = "") -> Any:
@@ -118,46 +113,6 @@ def _plain(model: nn.Module) -> nn.Module:
     return private_copy(model).cpu().float()
 
 
-@contextlib.contextmanager
-def exportable(model: nn.Module, attention: Literal["eager", "keep"] = "eager") -> Iterator[None]:
-    """Prepare a model for export: eval mode, no gradients, no cache, the selected HF attention; all is restored afterwards.
-
-    Experts of HF transformers multiply all their weights in one batched product, the only one of their forms that a graph can hold.
-    """
-    config: Any = getattr(model, "config", None)
-    hf: Any = model
-    cached = getattr(config, "use_cache", None)
-    with evaluating(model), contextlib.ExitStack() as after:
-        if cached:
-            config.use_cache = False
-            after.callback(setattr, config, "use_cache", cached)
-        implementation = getattr(config, "_attn_implementation", None)
-        if attention == "eager" and implementation not in (None, "eager") and hasattr(model, "set_attn_implementation"):
-            after.callback(hf.set_attn_implementation, _attention_of(config))
-            hf.set_attn_implementation("eager")
-        if hasattr(model, "get_experts_implementation") and _has_experts(model):
-            after.callback(hf.set_experts_implementation, hf.get_experts_implementation())
-            hf.set_experts_implementation("batched_mm")
-        yield
-
-
-def _attention_of(config: Any) -> Any:
-    """The attention implementations of a config of transformers, as `set_attn_implementation` takes them: a part may have another than the whole."""
-    parts = {name: _attention_of(part) for name in getattr(config, "sub_configs", None) or () if (part := getattr(config, name, None)) is not None}
-    own = getattr(config, "_attn_implementation", None)
-    return {"": own, **parts} if parts else own
-
-
-def _has_experts(model: nn.Module) -> bool:
-    """Whether a module of the model chooses among the forms of experts that transformers has."""
-    return any(hasattr(type(module), "_apply_gate") for module in model.modules())
-
-
-def _several(batch: Batch) -> Batch:
-    """The batch with at least two items: the exporter treats an axis of length 1 as a constant."""
-    return batch if batch.size > 1 else batch._map(lambda tensor: torch.cat([tensor, tensor]))
-
-
 def _traced(model: nn.Module, signature: Signature, batch: Batch, outputs: list[str], opset: int | None, axes: Axes) -> ModelProto:
     """The graph with those axes open besides the batch; with the batch alone if they keep the model from being exported."""
     try:
@@ -174,7 +129,7 @@ def _export(model: nn.Module, signature: Signature, batch: Batch, outputs: list[
     dynamic = tuple({axis: auto for axis in range(tensor.dim()) if not axis or (name, axis) in axes} for name, tensor in tensors.items())
     # the exporter names its own values after operators and parameters; names of the user could be among them
     inputs, results = [f"kdkit_input_{index}" for index in range(len(tensors))], [f"kdkit_output_{index}" for index in range(len(outputs))]
-    with _quiet():
+    with quiet_export():
         try:
             program = torch.onnx.export(
                 _Flat(model, signature, batch).eval(),
@@ -214,25 +169,9 @@ def _unexportable(model: nn.Module, error: BaseException) -> KdError:
         cause = cause.__cause__
     return KdError(
         f"{type(model).__name__} can't be exported to ONNX: {explain_error(cause, type(model).__module__)}",
-        "a forward that branches on the values of tensors, or calls .item(), .tolist() or numpy, can't become a graph: write it with torch.where",
+        NO_GRAPH,
         "%tb shows where",
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's logs and warnings; problems that matter are raised as errors."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _wrap(graph: ModelProto, signature: Signature) -> OnnxModel:
@@ -250,7 +189,7 @@ def _wrap(graph: ModelProto, signature: Signature) -> OnnxModel:
         if first and not first[0].dim_param:
             raise KdError(
                 f"the model works only on batches of {first[0].dim_value} (input {item.name}), so it can't be exported for any batch size",
-                _FIXED,
+                FIXED_BATCH,
             )
     names = tuple(item.name for item in kept)
     unused = tuple(name for name in signature.inputs if name not in names)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from kdkit import KdError, Trait
-from kdkit.backends.onnx.export import exportable
 from kdkit.backends.onnx.model import OnnxModel
+from kdkit.backends.tracing import exportable
 from kdkit.data import Batch
 from kdkit.measurement.macs import count_macs
 from kdkit.measurement.size import count_parameters, size_bytes
