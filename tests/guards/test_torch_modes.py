@@ -55,8 +55,9 @@ def test_a_guarded_function_that_raises_leaves_the_modes_as_they_were(error):
 
 def test_a_guarded_function_ends_the_blocks_that_an_interrupt_cut_off_and_no_others():
     before = read_fused_kernels()
+    cut_off = without_kernels("mha fastpath")  # held, since the garbage collector would end it
     with without_kernels("mkldnn"):
-        restore_torch_modes(lambda: without_kernels("mha fastpath").__enter__())()
+        restore_torch_modes(cut_off.__enter__)()
         assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == (True, False)
     assert read_fused_kernels() == before
 

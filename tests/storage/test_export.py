@@ -46,3 +46,11 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     (path := tmp_path / "net.onnx").touch(mode=0o600)
     export(graph_of("Relu"), path, None)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_program_whose_outputs_differ_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "read_program", lambda path: nn.Tanh())
+    (path := tmp_path / "net.pt2").write_bytes(b"before")
+    with pytest.raises(KdError, match=r"net\.pt2 was not written: as a program, "):
+        export(nn.ReLU(), path, X)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("net.pt2", b"before")]
