@@ -33,7 +33,7 @@ def test_a_program_keeps_half_precision_and_the_mode_of_the_model(tmp_path):
     assert read_program(tmp_path / "net.pt2")(torch.zeros(6, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_a_forward_that_depends_on_values_is_named_with_its_line(tmp_path):
+def test_a_forward_that_depends_on_values_is_refused_without_a_print_of_its_graph(tmp_path, capsys):
     class Jumps(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -41,6 +41,40 @@ def test_a_forward_that_depends_on_values_is_named_with_its_line(tmp_path):
     with pytest.raises(KdError, match="Jumps can't be exported as a program") as caught:
         write_program(Jumps(), tmp_path / "net.pt2", Batch((torch.ones(2, 3),)))
     assert any("torch.where" in hint for hint in caught.value.hints)
+    assert capsys.readouterr().out == ""
+
+
+class Counts(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * len(x)
+
+
+class Compares(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.shape[0] > 3 else 1)
+
+
+class Fixes(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).view(4, 1)
+
+
+@pytest.mark.parametrize(("kind", "says"), [(Compares, "does not take 1 items"), (Fixes, "runs on 4 items and not on 1")])
+def test_a_forward_that_fixes_the_batch_size_is_refused_with_what_to_write(kind, says, tmp_path):
+    with pytest.raises(KdError, match=says) as caught:
+        write_program(kind(2, 1), tmp_path / "net.pt2", Batch((torch.ones(4, 2),)))
+    assert any("fixes the batch size" in hint for hint in caught.value.hints)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("items", [1, 4])
+def test_a_forward_that_computes_with_the_number_of_items_is_exported_or_refused(items, tmp_path):
+    model = Counts(2, 1)
+    try:
+        write_program(model, tmp_path / "net.pt2", Batch((torch.ones(items, 2),)))
+    except KdError:
+        return
+    assert find_difference(model, read_program(tmp_path / "net.pt2"), Batch((torch.ones(7, 2),))) == ""
 
 
 @pytest.fixture
