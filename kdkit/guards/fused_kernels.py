@@ -15,6 +15,8 @@ import torch
 Switches = dict[str, bool]
 
 _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+_PLAIN = "math attention"
+_FUSED_ATTENTION = tuple(f"{kind} attention" for kind in _ATTENTION if kind != "math")
 
 
 class _Block(NamedTuple):
@@ -49,7 +51,7 @@ def set_fused_kernels(switches: Switches) -> None:
 
 @contextlib.contextmanager
 def without_kernels(*names: str) -> Iterator[None]:
-    """A block in which the switches of these names are off, in all threads.
+    """A block in which the switches of these names are off, in all threads; without a fused attention, plain attention is on.
 
     >>> with without_kernels("mha fastpath"): torch.backends.mha.get_fastpath_enabled()
     False
@@ -93,7 +95,8 @@ def _settle() -> None:
     if not _BEFORE:
         return
     off = {name for block in _BLOCKS for name in block.names}
-    _write({name: on and name not in off for name, on in _BEFORE.items()})
+    needed = {_PLAIN} if off & set(_FUSED_ATTENTION) else set()
+    _write({name: (on or name in needed) and name not in off for name, on in _BEFORE.items()})
     if not _BLOCKS:
         _BEFORE.clear()
 

@@ -35,6 +35,17 @@ def test_a_switch_that_the_user_turned_off_stays_off():
         set_fused_kernels(before)
 
 
+def test_without_fused_attention_the_plain_one_is_on_where_the_user_had_turned_it_off():
+    before = read_fused_kernels()
+    set_fused_kernels(before | {"math attention": False})
+    try:
+        with without_kernels("flash attention", "mem_efficient attention", "cudnn attention"):
+            assert fused_kernels._read()["math attention"]
+        assert not fused_kernels._read()["math attention"]
+    finally:
+        set_fused_kernels(before)
+
+
 def test_a_block_that_ends_leaves_off_what_the_block_of_another_thread_needs():
     before, begun, go = read_fused_kernels(), threading.Event(), threading.Event()
 
