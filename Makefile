@@ -23,7 +23,7 @@ demo: $(VENV)/ready
 lab: $(VENV)/ready
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
 
-# without slow tests, browser and notebooks: 2.5 minutes on 2 idle cores
+# without slow tests, browser and notebooks: one minute on 2 idle cores
 quick: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:nbval -n 2 --dist worksteal -m "not slow" --ignore=tests/browser $(ARGS)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +13,9 @@ SETUP = (
 
 
 def run(*cells):
+    import nbformat  # with its validation an import of 3 s, which collecting tests does not need
+    from nbclient import NotebookClient
+
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     for cell in notebook.cells:
         cell.metadata["tags"] = ["raises-exception"] if "expected" in cell.source else []
@@ -25,6 +25,8 @@ def run(*cells):
 
 
 def test_a_failing_line_fails_the_notebook():
+    from nbclient.exceptions import CellExecutionError
+
     with pytest.raises(CellExecutionError, match="there is no model yet"):
         run("%load_ext kdkit", "%kd undo")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1] / "distributions"
 LISTED = {
     "import": "No module named 'a_package_that_is_not_there'",
@@ -69,7 +71,6 @@ def found(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_there_are_twelve(found):
     assert len(LISTED) + len(RAISED) == 12
 

@@ -45,12 +45,14 @@ def test_a_step_that_fails_logs_its_error(caplog) -> None:
     assert raised.value.message.splitlines()[0] in caplog.messages[-1]
 
 
+@pytest.mark.slow
 def test_a_script_that_configures_no_logging_shows_no_records() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
     assert "begins" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_that_configures_logging_shows_the_steps() -> None:
     done = subprocess.run([sys.executable, "-c", "import logging; logging.basicConfig(level='INFO')\n" + SCRIPT], capture_output=True, text=True, timeout=120)
     assert "INFO:kdkit:prune channels --ratio 0.25 begins" in done.stderr

@@ -115,6 +115,7 @@ def test_notes_and_renamed_layers_of_a_remote_run_are_in_the_version(session: Se
     assert made.renamed == {"before": "after"}
 
 
+@pytest.mark.slow
 def test_notes_of_a_plugin_around_a_remote_run_follow_those_of_the_stage(session: Session, remote: None) -> None:
     class Around:
         @kdkit.hookimpl(wrapper=True)

@@ -13,6 +13,7 @@ from tests.fixtures.onnx_models import assert_same
 from tests.fixtures.onnx_zoo import pair as exported
 
 
+@pytest.mark.slow
 def test_tied_embeddings_are_held_once():
     from onnx import numpy_helper
 
@@ -35,6 +36,7 @@ def test_untying_gives_every_product_a_constant_of_its_own():
     assert_same(zoo.batch("tiny_gpt2").call(apart), zoo.batch("tiny_gpt2").call(onnx))
 
 
+@pytest.mark.slow
 def test_nodes_are_named_after_their_modules():
     _, onnx = exported("cnn")
     assert [module_of(node) for node in onnx.graph().graph.node if node.op_type == "Conv"] == [
