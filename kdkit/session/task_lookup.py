@@ -23,7 +23,8 @@ def task(kind: str | Task, loss: Callable | None = None, metric: Callable | None
         kind: a name, or a task.
         loss: `loss(prediction, labels)`: one value per item, or one number; torch's loss functions are called with reduction="none".
         metric: `metric(predictions, labels)` over the whole data set, on the CPU; functions with parameters `y_true` and
-            `y_pred` or `y_score`, as in scikit-learn, are called with arrays under those names.
+            `y_pred` or `y_score`, as in scikit-learn, are called with arrays under those names. A loss or metric whose first
+            parameter is named `output` or `outputs` receives the model's own output, such as a dictionary.
         better: whether a "higher" or "lower" metric is better; default: from its attribute `better`, or its name.
 
     Raises:

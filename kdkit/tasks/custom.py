@@ -13,9 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from kdkit.data import Batch, Data
 from kdkit.errors import KdError
+from kdkit.guards.error_location import describe_error
 from kdkit.tasks.task import IGNORED, Call, Task, at_least_float32, masked
 
 
@@ -44,8 +46,8 @@ class CustomTask(Task):
         answer, labels = (
             self.criterion_arguments(output, batch) if isinstance(batch.labels, Tensor) or batch.labels is None else (self.prediction(output, batch), batch.labels)
         )
-        answer = at_least_float32(answer)
-        values = self.criterion.values(answer, each_label(lambda part: part.to(answer.device), labels))
+        labels = each_label(lambda part: part.to(answer.device), labels)
+        values = self.criterion.values(output if self.criterion.of_output else at_least_float32(answer), labels)
         counted = self.labelled(batch)
         return fitted(values, torch.Size((batch.size,)) if counted is None else counted.shape, self.criterion.name)
 
@@ -80,16 +82,17 @@ class CustomTask(Task):
         if self.custom_metric is None:
             return super().evaluate(call, data)
         predictions, labels = [], []
+        of_output = takes_output(self.custom_metric)
 
         def watched(batch: Batch) -> Any:
             output, counted = call(batch), self.labelled(batch)
-            predictions.append(masked(self.prediction(output, batch), counted).cpu())
+            predictions.append(tree_map(in_memory, output) if of_output else masked(self.prediction(output, batch), counted).cpu())
             labels.append(each_label(lambda part: masked(part, counted).cpu(), self._labels(batch)))
             return output
 
         figures = super().evaluate(watched, data)
         whole = tuple(map(joined, zip(*labels, strict=True))) if isinstance(labels[0], tuple) else joined(labels)
-        return {self.metric: metric_value(self.custom_metric, self, joined(predictions), whole)} | figures
+        return {self.metric: metric_value(self.custom_metric, self, tree_map(lambda *parts: joined(parts), *predictions), whole)} | figures
 
     def _labels(self, batch: Batch) -> Any:
         return batch.labels if isinstance(batch.labels, tuple) else self.labels(batch)
@@ -110,6 +113,53 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.pad(part, sizes, value=IGNORED) for part, sizes in zip(parts, missing, strict=True)])
 
 
+def in_memory(value: Any) -> Any:
+    """A tensor of an output, detached and on the CPU; other values unchanged."""
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+WHOLE_OUTPUT = ("output", "outputs", "out", "model_output")
+"""Names of a first parameter that takes the model's own output."""
+
+
+def takes_output(function: Callable) -> bool:
+    """Whether a user's loss or metric takes the model's own output, such as a dictionary: its first parameter is named `output`.
+
+    >>> takes_output(lambda output, labels: output["boxes"].mean()), takes_output(nn.functional.cross_entropy)
+    (True, False)
+    """
+    function = function.forward if isinstance(function, nn.Module) else function
+    return next(iter(_parameters(function)), "") in WHOLE_OUTPUT
+
+
+def call_users(kind: str, function: Callable, name: str, prediction: Any, labels: Any) -> Any:
+    """Call a user's loss or metric; its failure becomes a message that says what it received.
+
+    Raises:
+        KdError: the function failed.
+
+    >>> call_users("loss", lambda output, labels: output["boxes"].mean() - labels, "mine", {"boxes": torch.ones(2, 4)}, torch.ones(2))
+    tensor([0., 0.])
+    """
+    try:
+        return function(prediction, labels)
+    except KdError:
+        raise
+    except Exception as error:
+        whole = () if takes_output(function) else ("it receives the model's complete output if you name its first parameter `output`",)
+        place = describe_error(error, getattr(function, "__module__", None) or "")
+        raise KdError(f"the {kind} {name} failed: {place}", f"it received {_shapes(prediction)} and labels {_shapes(labels)}", *whole) from error
+
+
+def _shapes(value: Any) -> str:
+    """What a value holds, by its shapes: "(2, 3)" or "{logits: (2, 3)}"."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_shapes(part)}" for name, part in value.items()) + "}"
+    return "(" + ", ".join(map(_shapes, value)) + ")" if isinstance(value, (tuple, list)) else type(value).__name__
+
+
 def each_label(change: Callable[[Tensor], Tensor], labels: Any) -> Any:
     """Apply `change` to a label tensor, or to each tensor of a tuple."""
     return tuple(map(change, labels)) if isinstance(labels, tuple) else change(labels)
@@ -119,11 +169,16 @@ def each_label(change: Callable[[Tensor], Tensor], labels: Any) -> Any:
 class Criterion:
     """A loss without reduction: losses of torch with `reduction="none"`, others unchanged.
 
+    It is called with the prediction of the task, such as the logits; a loss whose first parameter is named `output` gets the model's
+    own output, such as a dictionary.
+
     Attributes:
         function: (prediction, labels) -> values.
         name: of the user's loss, for messages.
         class_weights: of a cross entropy, (classes,): torch's mean is the sum of the values over the sum of their labels' weights.
         ignore_index: the label that a cross entropy ignores.
+        kind: what labels a loss of torch takes, "classes" or "binary".
+        of_output: it is called with the model's own output.
 
     >>> Criterion.of(nn.MSELoss()).values(torch.ones(2, 3), torch.zeros(2, 3)).shape
     torch.Size([2, 3])
@@ -134,6 +189,7 @@ class Criterion:
     class_weights: Tensor | None = None
     ignore_index: int | None = None
     kind: str = ""
+    of_output: bool = False
 
     @classmethod
     def of(cls, loss: Callable) -> Criterion:
@@ -148,25 +204,26 @@ class Criterion:
                 vars(loss)["ignore_index"] = IGNORED
         elif not isinstance(loss, nn.Module) and "reduction" in _parameters(loss):
             loss = functools.partial(loss, reduction="none", **({"ignore_index": IGNORED} if kind == "classes" else {}))
-        return cls(loss, name, weights, ignored, kind)
+        return cls(loss, name, weights, ignored, kind, of_output=not kind and takes_output(loss))
 
-    def values(self, prediction: Tensor, labels: Any) -> Tensor:
+    def values(self, prediction: Any, labels: Any) -> Tensor:
         """The loss of a batch: one value per element or item, or one number.
 
         Args:
-            prediction: as the model returned it, such as (batch, classes), (batch, tokens, classes) or (batch, classes, height, width).
+            prediction: as the model returned it, such as (batch, classes), (batch, tokens, classes) or (batch, classes, height, width); the
+                model's own output if `of_output`.
             labels: of the batch.
 
         Raises:
-            KdError: the loss does not return a tensor.
+            KdError: the loss fails or does not return a tensor.
         """
         if isinstance(labels, Tensor) and self.kind == "classes" and not labels.is_floating_point():
             prediction, labels = _classes_second(prediction, labels)
         elif isinstance(labels, Tensor) and self.kind == "binary" and labels.numel() == prediction.numel():
             labels = labels.to(prediction.dtype).view(prediction.shape)
-        elif isinstance(labels, Tensor) and labels.is_floating_point() and prediction.shape == (*labels.shape, 1):
+        elif not self.of_output and isinstance(labels, Tensor) and labels.is_floating_point() and prediction.shape == (*labels.shape, 1):
             labels = labels[..., None]
-        values = self.function(prediction, labels)
+        values = call_users("loss", self.function, self.name, prediction, labels)
         if not isinstance(values, Tensor):
             raise KdError(f"the loss {self.name} gave {type(values).__name__}, not a tensor", "return a tensor with one number per item: (batch,)")
         return values
@@ -220,14 +277,14 @@ def metric_value(metric: Callable, task: Task, predictions: Tensor, labels: Any)
     """The user's metric of a complete data set.
 
     Raises:
-        KdError: the metric is not a number.
+        KdError: the metric fails or is not a number.
     """
     names = _parameters(metric)
     if "y_true" in names and isinstance(labels, Tensor):
         predicted = {"y_pred": task.decision(predictions)} if "y_pred" in names else {"y_score": _shares(task, predictions)}
         value = metric(y_true=labels.numpy(), **{name: tensor.numpy() for name, tensor in predicted.items()})
     else:
-        value = metric(predictions, labels)
+        value = call_users("metric", metric, called(metric), predictions, labels)
     try:
         return float(value)
     except (TypeError, ValueError) as error:

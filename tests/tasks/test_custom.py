@@ -222,3 +222,40 @@ def test_a_loss_of_whole_masks_receives_maps_and_may_return_one_number_an_item()
     losses = kind.losses(logits, Batch((logits,), labels=labels))
     torch.testing.assert_close(losses, dice(logits, labels)[:, None].expand(6, 20))
     assert kind.evaluate(outputs, adopt_data((logits, labels), batch_size=2))["loss"] == pytest.approx(float(dice(logits, labels).mean()), rel=1e-5)
+
+
+def test_a_loss_and_a_metric_named_so_receive_the_models_own_output() -> None:
+    logits, boxes, labels = torch.randn(7, 3, generator=seeded(0)), torch.randn(7, 4, generator=seeded(1)), torch.arange(7) % 3
+
+    def detection(output: dict[str, Tensor], labels: Tensor) -> Tensor:
+        return F.cross_entropy(output["logits"], labels, reduction="none") + output["boxes"].pow(2).mean(-1)
+
+    def box_size(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+        assert len(labels) == len(outputs["logits"]) == 7
+        return outputs["boxes"].abs().max()
+
+    def forward(batch: Batch) -> dict[str, Tensor]:
+        return {"logits": batch.args[0], "boxes": batch.args[1]}
+
+    kind = task("classification", loss=detection, metric=box_size)
+    figures = kind.evaluate(forward, adopt_data(torch.utils.data.TensorDataset(logits, boxes, labels), batch_size=3))
+    assert figures["box_size"] == pytest.approx(float(boxes.abs().max()))
+    assert figures["loss"] == pytest.approx(float(detection({"logits": logits, "boxes": boxes}, labels).mean()), rel=1e-5)
+
+
+def test_a_loss_that_fails_says_what_it_received_and_how_to_receive_the_whole_output() -> None:
+    def mine(prediction: Tensor, labels: Tensor) -> Tensor:
+        return prediction["boxes"]
+
+    with pytest.raises(KdError, match="the loss mine failed: ") as raised:
+        task("classification", loss=mine).losses({"logits": torch.zeros(2, 3)}, Batch((torch.zeros(2, 3),), labels=torch.zeros(2, dtype=torch.long)))
+    assert raised.value.hints == ("it received (2, 3) and labels (2,)", "it receives the model's complete output if you name its first parameter `output`")
+
+
+def test_a_metric_that_fails_says_what_it_received() -> None:
+    def mine(output: Tensor, labels: Tensor) -> float:
+        raise ValueError("no boxes")
+
+    with pytest.raises(KdError, match="the metric mine failed: ValueError: no boxes") as raised:
+        task("classification", metric=mine).evaluate(outputs, of_outputs(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)))
+    assert raised.value.hints == ("it received (2, 3) and labels (2,)",)
