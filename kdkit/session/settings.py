@@ -36,9 +36,7 @@ class SessionSettings(Settings):
     task: Any = param(None, "a task or its name; default: inferred from the model and the data", names="function")
     output: str | None = param(None, "which of several outputs of the model is evaluated, by number or name; default: a standard name, or the one that fits the labels")
     loss: Any = param(None, "loss(prediction, labels) to use instead of the task's loss; loss(output, labels) receives the model's complete output", names="function")
-    metric: Any = param(
-        None, "metric(predictions, labels) to use instead of the task's metric; metric(output, labels) receives the model's complete outputs", names="function"
-    )
+    metric: Any = param(None, "metric(predictions, labels) to use instead of the task's metric; metric(output, labels) receives complete outputs", names="function")
     measures: tuple[str, ...] | None = param(None, "names of what to measure after each stage; default: everything")
     trackers: tuple[str, ...] = param((), "names of loggers, contributed by plugins, that receive stage events; --no-trackers turns them off")
     backend: str = param("cpu", "where versions run and are measured: cpu, cpu-bf16, cuda, int8, ...")
