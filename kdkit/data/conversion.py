@@ -236,9 +236,14 @@ def _has_targets(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], Mapping) and "boxes" in item[1]
 
 
+def _target_key(item: Any) -> str | None:
+    """Where a mapping has the true boxes of its picture, as an image processor of transformers returns them; None if nowhere."""
+    return next((key for key in LABEL_KEYS if isinstance(item.get(key), Mapping) and "boxes" in item[key]), None) if isinstance(item, Mapping) else None
+
+
 def _is_item(obj: Any) -> bool:
     """Whether an element of a list is one item and no batch: its label is a single number, or the boxes of one picture."""
-    if _has_targets(obj):
+    if _has_targets(obj) or _target_key(obj):
         return True
     if isinstance(obj, Mapping):
         label = next((obj[key] for key in LABEL_KEYS if key in obj), None)
@@ -250,8 +255,8 @@ def _is_item(obj: Any) -> bool:
 def collate_items(items: list) -> Any:
     """A batch of items; token sequences of different lengths are padded at the end, with a mask.
 
-    Inputs are padded with 0, labels of tokens with -100; an `attention_mask` is made where there is none. Pictures with true boxes
-    stay lists, since pictures differ in their number of boxes.
+    Inputs are padded with 0, labels of tokens with -100; an `attention_mask` is made where there is none. True boxes stay lists,
+    and pictures of pairs with them too, since pictures differ in their number of boxes.
 
     >>> collate_items([{"input_ids": torch.ones(2), "label": 1}, {"input_ids": torch.ones(3), "label": 0}])["attention_mask"]
     tensor([[1, 1, 0],
@@ -259,6 +264,8 @@ def collate_items(items: list) -> Any:
     """
     if _has_targets(items[0]):
         return [item[0] for item in items], [item[1] for item in items]
+    if key := _target_key(items[0]):
+        return _stacked([{name: value for name, value in item.items() if name != key} for item in items]) | {key: [item[key] for item in items]}
     if not (isinstance(items[0], Mapping) and "input_ids" in items[0]):
         return _stacked(items)
     columns = {key: [torch.as_tensor(item[key]) for item in items] for key in items[0] if not isinstance(items[0][key], str | None)}

@@ -171,3 +171,24 @@ def test_data_that_is_spent_after_one_pass_says_so() -> None:
 def test_a_model_given_as_data_is_named_as_one(model):
     with pytest.raises(KdError, match="is a model, not data"):
         adopt_data(model)
+
+
+class Photographs(torch.utils.data.Dataset):
+    """Items as an image processor of transformers returns them."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        boxes = torch.full((number + 1, 4), 0.5)
+        return {"pixel_values": torch.full((3, 4, 4), float(number)), "labels": {"class_labels": torch.arange(number + 1), "boxes": boxes, "image_id": number}}
+
+
+@pytest.mark.parametrize("form", [Photographs, lambda: list(Photographs())])
+def test_items_with_true_boxes_in_a_mapping_are_stacked_and_their_boxes_filled_up(form: Any) -> None:
+    data = adopt_data(form(), batch_size=2)
+    first, second = data
+    assert first.kwargs["pixel_values"].shape == (2, 3, 4, 4)
+    assert second.kwargs["pixel_values"].flatten()[0] == 2
+    assert first.labels[..., 0].tolist() == [[0, -100], [0, 1]]
+    assert second.labels.shape == (1, 3, 5)
