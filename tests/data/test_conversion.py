@@ -180,6 +180,8 @@ class Photographs(torch.utils.data.Dataset):
         return 3
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if number >= len(self):
+            raise IndexError(number)
         boxes = torch.full((number + 1, 4), 0.5)
         return {"pixel_values": torch.full((3, 4, 4), float(number)), "labels": {"class_labels": torch.arange(number + 1), "boxes": boxes, "image_id": number}}
 
