@@ -62,6 +62,7 @@ HEAVY = {
     "IPython",
     "accelerate",
     "cloudpickle",
+    "huggingface_hub",
     "ipywidgets",
     "onnx",
     "onnxruntime",

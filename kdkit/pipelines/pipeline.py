@@ -12,7 +12,7 @@ from kdkit.parameters.tokenizer import split
 from kdkit.pipelines.order import Planned, _short, after, bridge, fits, impossible
 from kdkit.pipelines.recipe import SCHEMA, distributions, read_header, read_step, write_step
 from kdkit.pipelines.text import _at_line, blocks, read_stage
-from kdkit.pipelines.yaml_file import read_yaml
+from kdkit.pipelines.yaml_file import read_yaml, write_yaml
 from kdkit.renaming import renamed_argument, warn_renamed
 from kdkit.stages.stage import Stage
 from kdkit.storage.atomic_file import replace_file
@@ -141,9 +141,7 @@ class Pipeline:
         Raises:
             KdError: the file can't be written, or must not be replaced.
         """
-        import yaml
-
-        target, text = Path(path), yaml.safe_dump(self.data(), sort_keys=False, allow_unicode=True).encode()
+        target, text = Path(path), write_yaml(self.data()).encode()
         try:
             if not replace_other and target.exists() and target.read_bytes() != text:
                 raise KdError(f"{target} holds something else", "--force replaces it", "or choose another name")

@@ -87,3 +87,16 @@ def _loader() -> Any:
             return super().construct_mapping(node, deep)
 
     return Loader
+
+
+def write_yaml(data: Any) -> str:
+    """Plain data as YAML, with its keys in their order.
+
+    >>> print(write_yaml({"steps": ["prune channels"], "name": "small"}), end="")
+    steps:
+    - prune channels
+    name: small
+    """
+    import yaml
+
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

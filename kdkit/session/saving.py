@@ -73,7 +73,7 @@ def facts_of(history: History, version: Version, task: str | None, example: Batc
     outputs = None if example is None else record_outputs(model, example)
     return {
         "label": version.label,
-        "recipe": _recipe_data(history, version),
+        "recipe": recipe_data(history, version),
         "code": code_of(history, version),
         "report": version.report.as_data(),
         "traits": sorted(version.traits),
@@ -84,7 +84,7 @@ def facts_of(history: History, version: Version, task: str | None, example: Batc
     }
 
 
-def _recipe_data(history: History, version: Version) -> dict[str, Any]:
+def recipe_data(history: History, version: Version) -> dict[str, Any]:
     """The recipe as plain data, which needs no plugin for the stages that ran before the version was loaded."""
     first, run = _origin(history, version)
     data, before = Pipeline(run, version.label, version.seed).data(), first.facts.get("recipe")

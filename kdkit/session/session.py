@@ -35,6 +35,7 @@ from kdkit.session.history import TRIAL, History, Version, checked
 from kdkit.session.listing import Listing
 from kdkit.session.loading import load_version
 from kdkit.session.measuring import Measuring, choose_backend
+from kdkit.session.model_card import write_card
 from kdkit.session.objects import Objects
 from kdkit.session.removed import RemovedVersions
 from kdkit.session.rerunning import EarlierRun, earlier_run, run_since_change, with_replacement_notes
@@ -628,17 +629,22 @@ class Session:
             session.evaluate()  # its size is that of the stored form
         return session
 
-    def export(self, path: str | Path, version: Any = None, force: bool = False) -> Path:
+    def export(self, path: str | Path, version: Any = None, force: bool = False, card: bool | None = None, licence: str = "") -> Path:
         """Write a version for use without kdkit: an `.onnx` file, a `.pt2` program of torch.export, or a folder for `from_pretrained`.
 
         Args:
             path: the file or folder.
             version: default: the head.
             force: whether to replace a file or folder. This session's own version of the same name is always replaced.
+            card: whether to write a model card: `README.md` in a folder, a file with the suffix `.md` beside a file; default: in folders.
+            licence: what the card states, such as "apache-2.0"; default: what the card of the base model states.
 
         Raises:
             KdError: the format is unknown, the version can't be exported to it, or something else has that name.
         """
         chosen = self.version(version)
-        replace_other = force or self._written.holds(path, chosen)
-        return self._written.remember(export(self.history.model_of(chosen), Path(path), self.objects.example(), replace_other), chosen)
+        replace_other, target = force or self._written.holds(path, chosen), Path(path)
+        wanted = not target.suffix if card is None else card
+        text = write_card(self.history, chosen, target, licence, self.task.name if self.task else "") if wanted else ""
+        written = export(self.history.model_of(chosen), target, self.objects.example(), replace_other, self.objects.get("tokenizer"), text)
+        return self._written.remember(written, chosen)

@@ -15,10 +15,10 @@ from kdkit.errors import KdError
 from kdkit.models import find_difference
 from kdkit.models.traits import Trait, traits_of
 from kdkit.storage.atomic_file import replace_path
-from kdkit.storage.transformers_config import fits_config, sync_config
+from kdkit.storage.pretrained_folder import write_pretrained
 
 
-def export(model: nn.Module, path: Path, example: Batch | None, replace_other: bool = True) -> Path:
+def export(model: nn.Module, path: Path, example: Batch | None, replace_other: bool = True, tokenizer: Any = None, card: str = "") -> Path:
     """Write `model` as ONNX (`.onnx`), as a program of torch.export (`.pt2`), or, for HF models, as a folder for `from_pretrained`.
 
     Args:
@@ -26,12 +26,16 @@ def export(model: nn.Module, path: Path, example: Batch | None, replace_other: b
         path: the file or folder.
         example: one batch of inputs, for ONNX and programs.
         replace_other: whether to replace a file with another content, and to write to a folder that is not empty.
+        tokenizer: of a transformers model; its files are written to the folder.
+        card: text of a model card: `README.md` in the folder, or a file of the same name with the suffix `.md`; default: none.
 
     Raises:
         KdError: the suffix is unknown, this model can't be exported to that form, the path can't be written or must not be replaced, or the
             file's outputs differ.
     """
     try:
+        if card and path.suffix and not replace_other and (place := card_beside(path)).exists():
+            raise KdError(f"{place} exists", *_REPLACE)
         if path.suffix == ".onnx":
             _write_onnx(model, path, example, replace_other)
         elif path.suffix == ".pt2":
@@ -39,16 +43,28 @@ def export(model: nn.Module, path: Path, example: Batch | None, replace_other: b
         elif path.suffix == "" and hasattr(model, "save_pretrained"):
             if not replace_other and path.is_dir() and any(path.iterdir()):
                 raise KdError(f"{path} is not empty", *_REPLACE)
-            _save_pretrained(model, path)
+            write_pretrained(model, path, example, tokenizer, {"README.md": card} if card else {})
         else:
             raise KdError(
                 f"{path.name}: there is no export with that suffix",
                 "name.onnx writes ONNX, and name.pt2 a program of torch.export; for a transformers model, a folder name writes files that from_pretrained reads",
                 "%kd save keeps everything for kdkit",
             )
+        if card and path.suffix:
+            with replace_path(card_beside(path)) as part:
+                part.write_text(card, encoding="utf-8")
     except OSError as error:
         raise KdError(f"can't write {path}: {error.strerror or error}", "choose a folder that exists and that you may write to") from error
     return path
+
+
+def card_beside(path: Path) -> Path:
+    """Where the model card of an exported file is written.
+
+    >>> card_beside(Path("small.onnx")).name
+    'small.md'
+    """
+    return path.with_suffix(".md")
 
 
 _REPLACE = ("--force replaces it", "or choose another name")
@@ -93,17 +109,3 @@ def _write_program(model: nn.Module, path: Path, example: Batch | None, replace_
         write_program(model, part, batch)
         if fault := find_difference(model, read_program(part), Batch(batch.args, batch.kwargs)):
             raise KdError(f"{path.name} was not written: as a program, {fault}", "%kd save keeps the version for kdkit")
-
-
-def _save_pretrained(model: Any, path: Path) -> None:
-    from transformers import PreTrainedModel
-
-    sync_config(model)
-    if isinstance(model, PreTrainedModel) and not fits_config(model):
-        raise KdError(
-            f"{path.name}: from_pretrained could not read this version: no {type(model.config).__name__} states its structure",
-            "name.onnx writes ONNX",
-            "%kd save keeps it for kdkit",
-            "merge adapters first: %kd peft merge" if Trait.ADAPTERS_ATTACHED in traits_of(model) else "",
-        )
-    model.save_pretrained(path)

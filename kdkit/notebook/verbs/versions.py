@@ -166,7 +166,10 @@ class Export(Verb):
     path: str = param(..., "file or folder", names="path")
     version: str | None = param(None, "default: the head", names="version")
     force: bool = param(False, "replace a file or folder that holds something else")
+    card: bool | None = param(None, "write a model card: README.md in a folder, a file with the suffix .md beside a file; default: in folders")
+    licence: str = param("", "licence that the model card states, such as apache-2.0; default: that of the base model's own card")
 
     def run(self, workspace: Workspace) -> Written:
         name = workspace.session.version(self.version).name
-        return Written(workspace.session.export(self.path, self.version, self.force), f"exported {name}")
+        written = workspace.session.export(self.path, self.version, self.force, self.card, self.licence)
+        return Written(written, f"exported {name}")
