@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdkit.errors import Cancelled, KdError
 from kdkit.renaming import warn_renamed
 from kdkit.stages.channel import Channel, LocalChannel, Progress, RelayChannel, SilentChannel
-from kdkit.stages.data_sources import CALIBRATION, EXAMPLE, first_data
+from kdkit.stages.data_sources import CALIBRATION, EXAMPLE, OPTIONAL_CALIBRATION, first_data, first_source
 from kdkit.stages.run import Outcome, RunSpec
 
 if TYPE_CHECKING:
@@ -137,6 +137,11 @@ class Context:
         if data is None:
             raise KdError(f"{self.stage or 'this'} needs one batch of inputs, and the session has none", "%kd set --eval {loader}, or --example {batch}")
         return data.example()
+
+    @property
+    def has_calibration(self) -> bool:
+        """Whether a stage whose calibration data is optional has some: calibration or training data, and no evaluation data."""
+        return first_source(self.objects, OPTIONAL_CALIBRATION) is not None
 
     def calibration(self, batches: int | None = None) -> Iterator[Batch]:
         """Batches to observe the model on, in a fixed order: calibration data, else training data, else evaluation data.

@@ -17,6 +17,9 @@ EXAMPLE = ("example", "eval", "train", "calibration")
 CALIBRATION = ("calibration", "train", "eval")
 """Where calibration batches come from: the first of these that the session has."""
 
+OPTIONAL_CALIBRATION = ("calibration", "train")
+"""Where the batches come from for a stage that works without them: never evaluation data, which is for measuring."""
+
 
 def first_source(objects: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of `names` that has an object; None if none has.

@@ -16,22 +16,23 @@ from kdkit.guards.error_location import describe_error, remember_error_line
 from kdkit.guards.random_state import seeded
 from kdkit.stages.channel import Channel
 from kdkit.stages.context import Context
-from kdkit.stages.data_sources import CALIBRATION, first_source
+from kdkit.stages.data_sources import CALIBRATION, OPTIONAL_CALIBRATION, first_source
 from kdkit.stages.run import Outcome
 from kdkit.stages.stage import Stage
 
 
 def object_names(stage: Stage, objects: Mapping[str, Any]) -> set[str]:
-    """The names of the objects that a stage may use: those that its options name, and those that it needs.
+    """The names of the objects that a stage may use: those that its options name, those that it needs, and those that it uses where they are there.
 
     Args:
         objects: the session's, to choose the data that serves as calibration data.
     """
-    needs = stage.required_inputs()
+    needs, optional = stage.required_inputs(), stage.optional_inputs()
     names = {name for _, _, name in stage.named_objects()}
-    names |= {name for name in ("train", "teacher", "tokenizer") if getattr(needs, name)}
+    names |= {name for name in ("train", "teacher", "tokenizer") if getattr(needs, name) or getattr(optional, name)}
     names |= {"eval"} if needs.train else set()
-    calibration = first_source(objects, CALIBRATION) if needs.calibration else None
+    sources = CALIBRATION if needs.calibration else OPTIONAL_CALIBRATION if optional.calibration else ()
+    calibration = first_source(objects, sources)
     return names if calibration is None else names | {calibration}
 
 

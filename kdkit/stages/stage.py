@@ -153,6 +153,13 @@ class Stage(Settings):
         """The needs with these parameters; default: `needs`. Override it if they depend on parameters."""
         return self.needs
 
+    def optional_inputs(self) -> Needs:
+        """What the stage uses where the session has it, and works without; default: nothing.
+
+        A stage with optional calibration data asks `context.has_calibration` before it calls `context.calibration()`.
+        """
+        return Needs()
+
     def named_objects(self) -> Iterator[tuple[str, str, str]]:
         """(parameter, kind, name) for each object of the session that the stage names; a subclass may omit objects that it creates itself."""
         for name, info in type(self).model_fields.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdkit.errors import KdError
@@ -51,10 +52,10 @@ class Together(Stage):
         return all(stage.keeps_output for stage in self.stages)
 
     def required_inputs(self) -> Needs:
-        joined = Needs()
-        for stage in self.stages:
-            joined |= stage.required_inputs()
-        return joined
+        return reduce(Needs.__or__, (stage.required_inputs() for stage in self.stages))
+
+    def optional_inputs(self) -> Needs:
+        return reduce(Needs.__or__, (stage.optional_inputs() for stage in self.stages))
 
     def named_objects(self) -> Iterator[tuple[str, str, str]]:
         for stage in self.stages:

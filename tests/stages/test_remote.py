@@ -214,6 +214,31 @@ def test_only_the_objects_that_a_stage_may_use_travel(session: Session) -> None:
     assert isinstance(detached.objects["@base"], nn.Linear)
 
 
+class Centred(Stage):
+    """Subtract the mean of calibration data from the weights, where there is some."""
+
+    id: ClassVar = "tune.centred"
+
+    def optional_inputs(self) -> kdkit.Needs:
+        return kdkit.Needs(calibration=True)
+
+    def apply(self, model: nn.Module, context: Context) -> None:
+        mean = sum(float(batch.args[0].mean()) for batch in context.calibration(1)) if context.has_calibration else 1.0
+        for weight in model.parameters():
+            weight.data.sub_(mean)
+
+
+def test_what_a_stage_can_do_without_is_sent_where_the_session_has_it(worker: Worker) -> None:
+    images = [torch.full((2, 3), 2.0)]
+    net = nn.Linear(3, 3)
+    for given, expected in (({}, 1.0), ({"eval": images}, 1.0), ({"train": images}, 2.0), ({"eval": images, "calibration": images}, 2.0)):
+        session = Session(net, **given)
+        context = Context(task=session.task, objects=session.objects, original=net)
+        assert object_names(Centred(), session.objects) == ({"train", "calibration"} & set(given))
+        moved = worker.run(Centred(), private_copy(net), context).model
+        assert torch.allclose(moved.bias, net.bias - expected)
+
+
 @pytest.mark.slow
 def test_a_function_of_a_cell_and_its_model_class_can_run_in_another_process(worker: Worker) -> None:
     cell = """
