@@ -1,0 +1,51 @@
+"""Evaluation: the versions of a session are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from kdkit.guards.torch_modes import restore_torch_modes
+from kdkit.measurement.report import Report
+from kdkit.models.stored_form import Storage
+from kdkit.models.traits import traits_of
+from kdkit.session.history import Version
+from kdkit.session.measuring import Measuring
+from kdkit.session.state import SessionState
+
+
+@restore_torch_modes
+class Evaluation(SessionState):
+    """The part of a session that measures versions."""
+
+    def evaluate(self, version: Any = None, data: Any = None) -> Report:
+        """Measure a version again and store the report with it. On new data, only return its quality.
+
+        Args:
+            version: default: the head.
+            data: new data, in any form.
+        """
+        chosen = self.version(version)
+        model = self.history.model_of(chosen)
+        if data is not None:
+            measuring = replace(self._measuring(), data=self.objects.adopt(data, self.settings["batch_size"]), measures=("quality", "agreement"))
+            return measuring.measure(model)
+        parent = self.history.versions[chosen.parent].model if chosen.parent is not None else None
+        report = self._measured(model, parent, storage=chosen.storage)
+        # a second thread may have changed its label meanwhile
+        self.history = self.history.replaced(replace(self.version(chosen), report=report))
+        return report
+
+    def _measured(self, model: nn.Module, parent: nn.Module | None = None, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
+        return self._measuring().measure(model, parent, check_cancelled, storage)
+
+    def _measuring(self) -> Measuring:
+        return Measuring(self.task, self.objects.get("eval"), self.objects.example(), self.settings["backend"], self.original, self.settings["measures"])
+
+    def _adopt(self, model: nn.Module, label: str, origin: str) -> Version:
+        version = Version(self.history.next, model, self._measured(model), traits_of(model), origin=origin)
+        self.history = self.history.grown([version], label)
+        return self.head
