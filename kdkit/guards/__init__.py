@@ -10,6 +10,7 @@ _find, __dir__, __all__ = attach(
         "cleanup": ["always_run"],
         "error_words": ["explain_error"],
         "random_state": ["seeded"],
+        "torch_modes": ["without_gradients"],
     },
 )
 

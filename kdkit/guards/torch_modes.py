@@ -7,13 +7,16 @@ nothing trains any more; under `autocast` all later training sees stale copies o
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from kdkit.guards.fused_kernels import count_blocks, end_blocks
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 Target = TypeVar("Target")
 
 _DEVICES = ("cpu", "cuda")
@@ -99,3 +102,22 @@ def _guarded(function: Any) -> Any:
                 raise
 
     return guarded
+
+
+def without_gradients(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function to run without gradients, as `torch.no_grad` does, with no moment at which an interrupt leaves them off.
+
+    >>> without_gradients(torch.is_grad_enabled)(), torch.is_grad_enabled()
+    (False, True)
+    """
+
+    @functools.wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        before = torch.is_grad_enabled()
+        try:
+            torch._C._set_grad_enabled(False)
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_grad_enabled(before)  # a compiled call: an interrupt comes after it, or before a Python function begins
+
+    return called

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdkit.errors import KdError
+from kdkit.guards.torch_modes import restore_torch_modes
 from kdkit.measurement.confidence import SEEDS
 from kdkit.pipelines.pipeline import Pipeline
 from kdkit.session.comparison_report import PairedComparison, TrialRun
@@ -94,6 +95,7 @@ def _control(session: Session, control: Any, compared: Pipeline, start: Version)
     return read_control(control, compared) if isinstance(control, str) else Pipeline.of(control)
 
 
+@restore_torch_modes
 def contrast(
     session: Session,
     compared: Pipeline,

@@ -16,6 +16,7 @@ from kdkit.errors import KdError, brief, printable
 from kdkit.guards import explain_error
 from kdkit.guards.folder_lock import lock_folder
 from kdkit.guards.leftovers import find_temporaries, remove_abandoned
+from kdkit.guards.torch_modes import without_gradients
 from kdkit.stages.stage import Stage
 from kdkit.storage.atomic_file import replace_file, replace_path
 from kdkit.storage.record import read_record
@@ -207,7 +208,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in changing(model)}
 
 
-@torch.no_grad()
+@without_gradients
 def restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Restore a snapshot.
 

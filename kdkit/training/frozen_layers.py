@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from kdkit.guards.torch_modes import without_gradients
+
 
 class FrozenLayers:
     """Freezes all modules of a model but some, for one training; create it in a part's `open`, and `restore` in its `close`.
@@ -38,7 +40,7 @@ class FrozenLayers:
             module.training = False
             self._buffers += [(module, name, None if held is None else held.detach().clone()) for name, held in module._buffers.items() if id(held) not in kept]
 
-    @torch.no_grad()
+    @without_gradients
     def restore(self) -> None:
         """Put back every frozen buffer that the training changed."""
         for module, name, before in self._buffers:

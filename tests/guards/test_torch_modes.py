@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kdkit.guards.fused_kernels import read_fused_kernels, without_kernels
-from kdkit.guards.torch_modes import TorchModes, restore_torch_modes
+from kdkit.guards.torch_modes import TorchModes, restore_torch_modes, without_gradients
+from tests.fixtures.interruption import interrupted_at_blocks
 
 
 def modes() -> tuple:
@@ -74,3 +75,27 @@ def test_a_guarded_function_sees_the_modes_of_its_caller():
     with torch.no_grad():
         assert not restore_torch_modes(torch.is_grad_enabled)()
     assert restore_torch_modes(torch.is_grad_enabled)()
+
+
+def test_a_function_without_gradients_sees_none_and_leaves_them_as_they_were():
+    assert not without_gradients(torch.is_grad_enabled)()
+    with pytest.raises(ValueError, match="own"):
+        without_gradients(raise_own)()
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        without_gradients(torch.is_grad_enabled)()
+        assert not torch.is_grad_enabled()
+
+
+def raise_own():
+    raise ValueError("own")
+
+
+def test_an_interrupt_as_a_block_ends_leaves_gradients_off_except_in_a_guarded_function():
+    def block():
+        with torch.no_grad():
+            pass
+
+    assert "no_grad.__exit__" in " ".join(interrupted_at_blocks(block))
+    assert interrupted_at_blocks(restore_torch_modes(block)) == []
+    assert interrupted_at_blocks(without_gradients(lambda: None)) == []

@@ -7,10 +7,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from kdkit import Session, Stage
+from kdkit import Session, Stage, compare_with
 from kdkit.errors import KdError
 from tests.fixtures import zoo
-from tests.fixtures.interruption import interrupted, moments
+from tests.fixtures.interruption import interrupted, interrupted_at_blocks, moments
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,6 +86,26 @@ def test_modes_that_a_stage_left_on_are_put_back(offered, stop):
     assert not torch.is_autocast_enabled("cpu")
     assert torch.autocast_increment_nesting() == 1
     assert torch.autocast_decrement_nesting() == 0
+
+
+CALLS = {
+    "run": lambda session: session.run("tune finetune --steps 1 --precision bf16", on="@base"),
+    "evaluate": lambda session: session.evaluate("@base"),
+    "show": lambda session: session.show("confusion @base"),
+    "sensitivity": lambda session: session.show("sensitivity @base --bits 4"),
+    "compare-with": lambda session: compare_with(session, "tune finetune --steps 1", stages="tune finetune --steps 2", seeds=1),
+}
+"""Calls of a session that run its models."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interrupt_as_a_block_ends_leaves_torchs_modes_as_they_were(call):
+    batch = zoo.batch("mlp")
+    data = (batch.args[0], batch.labels)
+    session = Session(zoo.mlp(), train=data, eval=data, measures=QUICK)
+    assert interrupted_at_blocks(lambda: CALLS[call](session), at_most=60) == []
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdkit import KdError, Step, Term, param
+from kdkit.guards import without_gradients
 from kdkit.tasks import at_least_float32
 from kdkit_distill.feature.stage import LayerStage, term_name
 from kdkit_distill.layers.pooling import vectors
@@ -141,7 +142,7 @@ class Bank(nn.Module):
         log_z = self.log_z.clone()
         return contrast(pairs[0], log_z[0], items, temperature) + contrast(pairs[1], log_z[1], items, temperature)
 
-    @torch.no_grad()
+    @without_gradients
     def follow(self, one: Tensor, two: Tensor, numbers: Tensor, momentum: float) -> None:
         """Update the items' entries in the banks towards the new embeddings."""
         # new tensors, since the backward pass still needs the old ones

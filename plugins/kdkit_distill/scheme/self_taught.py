@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import Batch, KdError, Step, Task, Term, TrainPart, param
+from kdkit.guards import without_gradients
 from kdkit.models import device_of, evaluating, private_copy
 from kdkit_distill.distill_part import DistillPart
 from kdkit_distill.layers.matching import Capture
@@ -123,7 +124,7 @@ class Shadow(nn.Module):
         """The copy, in eval mode and without gradients."""
         return self._copied[0]
 
-    @torch.no_grad()
+    @without_gradients
     def follow(self, model: nn.Module, momentum: float) -> None:
         """Update each weight, and each buffer of floating numbers, to momentum · its value + (1 - momentum) · the model's; copy other buffers."""
         for mine, theirs in zip(_tensors(self.model), _tensors(model), strict=True):
@@ -159,7 +160,7 @@ class Itself(Source):
     def open(self, device: torch.device, layers: Sequence[str] = ()) -> None:
         self.capture = Capture(self.model, layers).__enter__()
 
-    @torch.no_grad()
+    @without_gradients
     def signal(self, batch: Batch) -> Signal:
         assert self.shadow is not None
         output = batch.call(self.shadow.model)

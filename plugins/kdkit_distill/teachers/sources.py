@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import Batch, KdError, Task, adopt_teacher
+from kdkit.guards import without_gradients
 from kdkit.models import FunctionModel, frozen, private_copy
 from kdkit.storage import path_of
 from kdkit.training import digest
@@ -138,7 +139,7 @@ class _SharedTeacher:
         self.capture.__exit__()
         self.capture = self.held.enter_context(Capture(self.model, self.layers))
 
-    @torch.no_grad()
+    @without_gradients
     def signal(self, batch: Batch, task: Task) -> Signal:
         if self.last is not None and self.last[0] is batch and self.last[1] is task:
             return self.last[2]
@@ -232,7 +233,7 @@ class TeacherEnsemble(nn.Module):
         super().__init__()
         self.source = source
 
-    @torch.no_grad()
+    @without_gradients
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         logits = self.source.signal(Batch(args, kwargs)).dense
         return logits.softmax(-1) if getattr(self.source.task, "probabilities", False) else logits

@@ -31,7 +31,7 @@ from kdkit_distill.teachers.cache.items import Spans, keys
 from kdkit_distill.teachers.cache.source import Cached
 from kdkit_distill.teachers.sources import ModelSource, Source
 from tests.fixtures import zoo
-from tests.fixtures.interruption import interrupted, moments
+from tests.fixtures.interruption import interrupted, interrupted_at_blocks, moments
 from tests.fixtures.lessons import CountingTeacher, weights
 
 
@@ -434,6 +434,7 @@ def test_an_interrupt_at_any_moment_leaves_a_complete_file_or_none(tmp_path: Pat
         path.unlink(missing_ok=True)
         opened(context, path).close()
 
+    assert interrupted_at_blocks(fill) == []
     for moment in moments(fill)[::3]:
         interrupted(fill, moment)
         if path.exists():
