@@ -13,26 +13,36 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from kdkit.data import Batch, Data
 from kdkit.data.batch import resize
 from kdkit.errors import Cancelled, KdError
 from kdkit.guards import explain_error
 from kdkit.guards.interrupts import package_of, raise_interrupt
+from kdkit.measurement.evaluation_pass import EvaluationPass
 from kdkit.measurement.memory_traffic import Traffic, traffic
+from kdkit.measurement.predictions import PredictionStore
 from kdkit.measurement.report import Figure, Report
 from kdkit.measurement.timing import MANY, Timing, interleave
 from kdkit.models.copies import private_copy
+from kdkit.models.evaluation import device_of, evaluating
 from kdkit.models.traits import SIMULATED, Trait, traits_of
+from kdkit.tasks.custom import in_memory
 
 if TYPE_CHECKING:
     from kdkit.backends.base import Backend
     from kdkit.tasks import Task
+
+
+ORIGINAL_PLACE = "cpu"
+"""Where the original runs when others are compared with it: in torch, unchanged, as on the backend of that name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +58,8 @@ class Subject:
         original: the session's first model; the version's agreement with it is measured.
         parent: the parent version; the two are timed alternately.
         budget_s: seconds to spend on each timing.
+        predictions: keeps the outputs of models.
+        measured: names of the measures that are asked for; empty: unknown.
         bytes_saved: how many bytes the stored form of the model saves, if a codec encodes it.
         notes: notes of the measures, for the report.
         check_cancelled: called before each measure and each evaluated batch; raises `Cancelled` to stop.
@@ -61,6 +73,8 @@ class Subject:
     original: nn.Module | None = None
     parent: Subject | None = None
     budget_s: float = 0.5
+    predictions: PredictionStore = field(default_factory=PredictionStore)
+    measured: frozenset[str] = frozenset()
     bytes_saved: int = 0
     notes: list[str] = field(default_factory=list)
     check_cancelled: Callable[[], None] = lambda: None
@@ -70,6 +84,27 @@ class Subject:
         """The model on its backend, as a function: batch -> output on the CPU."""
         with self.backend.runner(self.model) as call:
             yield call
+
+    def answering(self) -> AbstractContextManager[Callable[[Batch], Any]]:
+        """As `running`, but a model runs only for batches whose outputs were not kept."""
+        return self.predictions.answering(self.model, self.backend.name, self.running)
+
+    @contextlib.contextmanager
+    def _running_original(self) -> Iterator[Callable[[Batch], Any]]:
+        original = self.original
+        assert original is not None  # it is opened only if there is one
+        with evaluating(original):
+            yield lambda batch: tree_map(in_memory, batch.to(device_of(original)).call(original))
+
+    def _original_answering(self) -> AbstractContextManager[Callable[[Batch], Any]]:
+        assert self.original is not None
+        return self.predictions.answering(self.original, ORIGINAL_PLACE, self._running_original)
+
+    @cached_property
+    def evaluation_pass(self) -> EvaluationPass:
+        """The pass through the evaluation data."""
+        compared = self.original is not None and "agreement" in self.measured
+        return EvaluationPass(self.task, self.answering, self._original_answering if compared else None, self.check_cancelled)
 
     @cached_property
     def traits(self) -> frozenset[str]:
@@ -164,6 +199,9 @@ class PrivateSubject(Subject):
     @cached_property
     def example(self) -> Batch | None:
         return None if self._live.example is None else self._live.example.clone()
+
+    def answering(self) -> AbstractContextManager[Callable[[Batch], Any]]:
+        return self._live.answering() if self._live else super().answering()
 
     @cached_property
     def traits(self) -> frozenset[str]:
@@ -262,7 +300,8 @@ def measure(subject: Subject, measures: Iterable[Measure], call: Call = lambda m
     figure  value
     layers      1
     """
-    subject = replace(subject, notes=[])
+    measures = list(measures)
+    subject = replace(subject, notes=[], measured=frozenset(each.name for each in measures))
     figures: dict[str, Figure] = {}
     titles: dict[str, str] = {}
     for each in measures:

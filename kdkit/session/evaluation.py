@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdkit.models.traits import traits_of
 from kdkit.session.history import Version
 from kdkit.session.measuring import Measuring
 from kdkit.session.state import SessionState
+from kdkit.tasks import Call
 
 
 @restore_torch_modes
@@ -39,11 +41,19 @@ class Evaluation(SessionState):
         self.history = self.history.replaced(replace(self.version(chosen), report=report))
         return report
 
+    def answering(self, model: nn.Module) -> AbstractContextManager[Call]:
+        """A function that returns a model's output for a batch, on the session's backend; a version does not run again on what it ran on before."""
+        backend = self.backend_for(model)
+        if model is not self.original and all(version.model is not model for version in self.history):
+            return backend.runner(model)  # it is the user's, who may change it
+        return self._predictions.answering(model, backend.name, lambda: backend.runner(model))
+
     def _measured(self, model: nn.Module, parent: nn.Module | None = None, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
         return self._measuring().measure(model, parent, check_cancelled, storage)
 
     def _measuring(self) -> Measuring:
-        return Measuring(self.task, self.objects.get("eval"), self.objects.example(), self.settings["backend"], self.original, self.settings["measures"])
+        settings = self.settings
+        return Measuring(self.task, self.objects.get("eval"), self.objects.example(), settings["backend"], self.original, settings["measures"], self._predictions)
 
     def _adopt(self, model: nn.Module, label: str, origin: str) -> Version:
         version = Version(self.history.next, model, self._measured(model), traits_of(model), origin=origin)

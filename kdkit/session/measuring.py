@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -12,6 +12,7 @@ from kdkit.data import Batch, Data
 from kdkit.guards.random_state import seeded
 from kdkit.measurement.builtin import BUILT_IN
 from kdkit.measurement.measure import Measure, Subject, measure
+from kdkit.measurement.predictions import PredictionStore
 from kdkit.measurement.report import Figure, Report
 from kdkit.models import Storage
 from kdkit.plugins.manager import manager
@@ -68,6 +69,7 @@ class Measuring:
         backend: name of the backend to run on.
         original: the model that the agreement is measured with.
         measures: names of the measures; None for all.
+        predictions: keeps the outputs of models.
     """
 
     task: Task | None
@@ -76,6 +78,7 @@ class Measuring:
     backend: str
     original: nn.Module
     measures: tuple[str, ...] | None = None
+    predictions: PredictionStore = field(default_factory=PredictionStore)
 
     def measure(self, model: nn.Module, parent: nn.Module | None = None, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
         """The report of a model, timed in turn with its parent's model if there is one; its size is that of its stored form.
@@ -89,4 +92,4 @@ class Measuring:
             return measure(subject, choose_measures(self.measures), _call)
 
     def _subject(self, model: nn.Module) -> Subject:
-        return Subject(model, self.task, self.data, self.example, choose_backend(self.backend, model), self.original)
+        return Subject(model, self.task, self.data, self.example, choose_backend(self.backend, model), self.original, predictions=self.predictions)

@@ -18,6 +18,7 @@ from kdkit import tasks
 from kdkit.errors import KdError
 from kdkit.guards.scratch import ScratchFolder
 from kdkit.guards.torch_modes import restore_torch_modes
+from kdkit.measurement.predictions import PredictionStore
 from kdkit.session import task_lookup
 from kdkit.session.history import History, Version
 from kdkit.session.measuring import choose_backend
@@ -66,6 +67,7 @@ class SessionState:
         self._running = threading.Lock()
         self._cancelled = threading.Event()
         self._scratch = ScratchFolder()
+        self._predictions = PredictionStore()
         self._removed = RemovedVersions()
         self._after_drop = None
         self._written = WrittenFiles()

@@ -117,7 +117,7 @@ class Confusion(View):
         data, task = find_data(session, self.data, "confusion needs data with labels")
         model = session.history.model_of(version)
         names = class_names(task, model, session.original, session.objects.get("tokenizer"))
-        with session.backend_for(model).runner(model) as call:
+        with session.answering(model) as call:
             return confusion_matrix(task, version.name, call, data, self.data, names)
 
 
@@ -141,7 +141,7 @@ class Agreement(View):
         data, task = find_data(session, self.data, "agreement needs data to call both models on")
         student = session.history.model_of(version)
         names = class_names(task, student, teacher, session.objects.get("tokenizer"))
-        with session.backend_for(student).runner(student) as one, session.backend_for(teacher).runner(teacher) as other:
+        with session.answering(student) as one, session.answering(teacher) as other:
             return compare_predictions(task, (version.name, one), (name, other), data, self.data, names)
 
 
