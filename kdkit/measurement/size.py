@@ -28,13 +28,21 @@ def count_parameters(model: nn.Module) -> int:
 def parameters_by_name(model: nn.Module) -> dict[str, int]:
     """The number of weights of each parameter; a shared parameter has only its first name.
 
+    A module whose buffers encode weights, such as packed integers, states in `kdkit_encoded` how many weights each of them stands for.
+
     >>> parameters_by_name(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     {'0.weight': 12, '0.bias': 4}
+    >>> class Signs(nn.Module):
+    ...     kdkit_encoded = {"bits": 12}
+    >>> parameters_by_name(nn.Sequential(Signs()))
+    {'0.bits': 12}
     """
     packed = {storage_key(tensor): (name, tensor) for name, tensor in reversed(packed_tensors(model))}
     counts = {name: _numbers(weight) for name, weight in model.named_parameters()}
     for name, tensor in reversed(packed.values()):
         counts[name] = counts.get(name, 0) + tensor.numel()
+    for place, module in model.named_modules():
+        counts |= {f"{place}.{name}".strip("."): count for name, count in getattr(module, "kdkit_encoded", {}).items()}
     return counts
 
 

@@ -2,11 +2,18 @@
 
 from kdkit import hookimpl
 
+kdkit_classes = {
+    name: [f"kdkit_quantize.packed_layers:{name}"]
+    for name in ("PackedWeight", "PackedLinear", "PackedTransposedLinear", "PackedEmbedding", "PackedConv1d", "PackedConv2d", "PackedConv3d")
+}
+"""The classes that saved folders name."""
+
 
 @hookimpl
 def kdkit_stages():
     """The stages of this family."""
     from kdkit_quantize.dynamic import Dynamic
     from kdkit_quantize.static import Static
+    from kdkit_quantize.weights import Weights
 
-    return [Dynamic, Static]
+    return [Dynamic, Static, Weights]

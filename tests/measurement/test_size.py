@@ -47,6 +47,19 @@ def test_shared_weights_count_once():
     assert count_macs(model, Batch((torch.ones(1, 4),))) == 32
 
 
+def test_weights_that_a_buffer_encodes_count_as_parameters_and_by_the_bytes_of_the_buffer():
+    class Signs(nn.Module):
+        kdkit_encoded = {"bits": 16}
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("bits", torch.zeros(2, dtype=torch.uint8))
+
+    model = nn.Sequential(Signs(), nn.Linear(4, 1))
+    model.append(model[0])
+    assert (count_parameters(model), size_bytes(model)) == (16 + 5, 2 + 20)
+
+
 def test_a_model_without_memory_is_counted_too():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

@@ -1,0 +1,217 @@
+"""Packed layers: linear layers, convolutions and embeddings whose weights are integers of a few bits, in memory and on disk.
+
+Each call computes the float weight from the integers, uses it and drops it again. An embedding does so only for the rows that are looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdkit import Trait
+from kdkit.models import linear_kinds
+from kdkit_quantize.bit_packing import pack_bits, unpack_bits
+from kdkit_quantize.group_quantization import GroupCode, dequantize
+
+
+class PackedWeight(nn.Module):
+    """A weight in groups of integers.
+
+    Its rows are the first axis of the weight, and its columns the other axes. Two layers with one weight share one instance.
+
+    Args:
+        code: the integers, scales and zero points of the weight as a matrix (rows, columns).
+        bits: of an integer.
+        shape: of the weight.
+        dtype: that the weight had.
+
+    >>> from kdkit_quantize.group_quantization import round_to_nearest
+    >>> weight = torch.linspace(-1, 1, 32).reshape(2, 16)
+    >>> packed = PackedWeight(round_to_nearest(weight, 4, 16), 4, weight.shape, weight.dtype)
+    >>> packed.codes.shape, packed.kdkit_encoded, bool((packed() - weight).abs().max() < 0.04)
+    (torch.Size([2, 8]), {'codes': 32}, True)
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    kdkit_traits = frozenset({Trait.PACKED_WEIGHTS})
+
+    def __init__(self, code: GroupCode, bits: int, shape: torch.Size, dtype: torch.dtype):
+        super().__init__()
+        self.bits, self.group, self.shape, self.dtype = bits, code.group, tuple(shape), dtype
+        self.register_buffer("codes", pack_bits(code.codes, bits))
+        self.register_buffer("scale", code.scale)
+        self.register_buffer("zero", code.zero)
+
+    @property
+    def columns(self) -> int:
+        """The weight's numbers in a row."""
+        return torch.Size(self.shape[1:]).numel()
+
+    @property
+    def kdkit_encoded(self) -> dict[str, int]:
+        """How many weights the codes stand for."""
+        return {"codes": torch.Size(self.shape).numel()}
+
+    def forward(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight as floats; default: in the dtype that it had."""
+        code = GroupCode(unpack_bits(self.codes, self.bits, self.columns), self.scale, self.zero, self.group)
+        return dequantize(code, dtype or self.dtype).reshape(self.shape)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Some rows of the weight as floats: (...) integers -> (..., columns)."""
+        code = GroupCode(unpack_bits(self.codes[numbers], self.bits, self.columns), self.scale[numbers], self.zero[numbers], self.group)
+        return dequantize(code, self.dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedWeight:
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype  # as the weight would have followed `half()`
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, {self.bits} bits, groups of {self.group}"
+
+
+class _PackedLayer(nn.Module):
+    """What packed layers share: the packed weight, and `weight` for code that reads it."""
+
+    packed: PackedWeight
+    kdkit_traits = frozenset({Trait.PACKED_WEIGHTS})
+
+    def _take(self, layer: nn.Module, packed: PackedWeight, names: tuple[str, ...]) -> None:
+        """Become the layer with another weight: its options, its bias, its mode."""
+        nn.Module.__init__(self)
+        for name in names:
+            setattr(self, name, getattr(layer, name))
+        if "bias" in layer._parameters:
+            self.register_parameter("bias", layer._parameters["bias"])
+        self.packed = packed
+        self.train(layer.training)
+
+    def extra_repr(self) -> str:
+        return f"bias={self._parameters.get('bias') is not None}"
+
+
+class PackedLinear(_PackedLayer, nn.Linear):
+    """A linear layer (..., in) -> (..., out) with a packed weight (out, in).
+
+    >>> from kdkit_quantize.group_quantization import round_to_nearest
+    >>> layer = nn.Linear(16, 4)
+    >>> packed = PackedLinear(layer, PackedWeight(round_to_nearest(layer.weight, 8, 16), 8, layer.weight.shape, layer.weight.dtype))
+    >>> x = torch.ones(1, 16)
+    >>> bool((packed(x) - layer(x)).abs().max() < 0.05)
+    True
+    """
+
+    def __init__(self, layer: nn.Linear, packed: PackedWeight):
+        self._take(layer, packed, ("in_features", "out_features"))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight as floats."""
+        return self.packed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
+
+
+class PackedTransposedLinear(_PackedLayer):
+    """The `Conv1D` of transformers, (..., in) -> (..., out), with a packed weight that is held as (out, in)."""
+
+    def __init__(self, layer: Any, packed: PackedWeight):
+        self._take(layer, packed, ("nx", "nf"))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (in, out) as floats."""
+        return self.packed().T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
+
+
+class PackedEmbedding(_PackedLayer, nn.Embedding):
+    """An embedding whose rows are packed."""
+
+    def __init__(self, layer: nn.Embedding, packed: PackedWeight):
+        self._take(layer, packed, ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight as floats."""
+        return self.packed()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.packed.rows(input)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+_GEOMETRY = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed", "output_padding", "groups", "padding_mode",
+    "_reversed_padding_repeated_twice",
+)  # fmt: skip
+
+
+class _PackedConvolution(_PackedLayer):
+    def __init__(self, layer: nn.modules.conv._ConvNd, packed: PackedWeight):
+        self._take(layer, packed, _GEOMETRY)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as floats."""
+        return self.packed()
+
+    def forward(self, input: Tensor) -> Tensor:
+        convolve: Any = self._conv_forward
+        return convolve(input, self.packed(input.dtype), _like(self.bias, input))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}"
+
+
+class PackedConv1d(_PackedConvolution, nn.Conv1d):  # type: ignore[override]
+    """A one-dimensional convolution with a packed weight."""
+
+
+class PackedConv2d(_PackedConvolution, nn.Conv2d):  # type: ignore[override]
+    """A two-dimensional convolution with a packed weight."""
+
+
+class PackedConv3d(_PackedConvolution, nn.Conv3d):  # type: ignore[override]
+    """A three-dimensional convolution with a packed weight."""
+
+
+PACKED_KINDS: dict[type, Any] = {
+    nn.Linear: PackedLinear,
+    nn.modules.linear.NonDynamicallyQuantizableLinear: PackedLinear,
+    nn.Embedding: PackedEmbedding,
+    nn.Conv1d: PackedConv1d,
+    nn.Conv2d: PackedConv2d,
+    nn.Conv3d: PackedConv3d,
+}
+"""Kinds of layers, and the packed layer that replaces one of exactly that kind."""
+
+
+def packed_kind(layer: nn.Module) -> Any:
+    """The packed layer that can replace a layer; None if there is none.
+
+    >>> packed_kind(nn.Linear(2, 2)).__name__, packed_kind(nn.LSTM(2, 2))
+    ('PackedLinear', None)
+    """
+    return PACKED_KINDS.get(type(layer)) or (PackedTransposedLinear if is_transposed(layer) else None)
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer is the linear layer of transformers that holds its weight as (in, out)."""
+    return type(layer) in linear_kinds()[1:]
+
+
+def _like(bias: Any, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
