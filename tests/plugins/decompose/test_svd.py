@@ -20,7 +20,9 @@ from kdkit.stages.context import Context
 from kdkit.stages.stage import Needs
 from kdkit.stages.validation import validate_stage
 from kdkit.tasks import Regression
-from kdkit_decompose.factors import Moment, decompose, factorize, matrix, watch_inputs
+from kdkit_decompose.factors import decompose, factorize
+from kdkit_decompose.forms import CHANNEL, LINEAR, SPATIAL, Form
+from kdkit_decompose.moments import Moment, Observation, observe_layers
 from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
 from kdkit_decompose.svd import Svd
 from tests.fixtures import zoo
@@ -68,13 +70,18 @@ def test_the_error_is_the_norm_of_the_singular_values_left_out(outputs, inputs, 
 
 def test_at_full_rank_the_output_is_the_same():
     layer, x = linear(6, 10), torch.randn(4, 10)
-    torch.testing.assert_close(decompose(layer, 6)(x), layer(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(decompose(layer, LINEAR, 6)(x), layer(x), atol=1e-5, rtol=0)
 
 
-def test_with_a_moment_full_rank_is_exact_too():
-    layer, x, moment = linear(6, 10), torch.randn(4, 10), Moment(10)
-    moment.add(torch.randn(50, 10))
-    torch.testing.assert_close(decompose(layer, 6, moment)(x), layer(x), atol=1e-4, rtol=0)
+def observed(layer: nn.Module, inputs: torch.Tensor, form: Form = LINEAR) -> Observation:
+    """What `inputs` show about a layer."""
+    return observe_layers(nn.Sequential(layer), {"0": (layer, form)}, [Batch((inputs,))])["0"]
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_with_calibration_full_rank_is_exact_too(shape):
+    layer, x = linear(*shape), torch.randn(4, shape[1])
+    torch.testing.assert_close(decompose(layer, LINEAR, 6, observed(layer, torch.randn(50, shape[1])))(x), layer(x), atol=1e-4, rtol=0)
 
 
 def correlated(rows: int, width: int, seed: int = 3) -> torch.Tensor:
@@ -82,23 +89,30 @@ def correlated(rows: int, width: int, seed: int = 3) -> torch.Tensor:
     return torch.randn(rows, width, generator=random) @ torch.diag(torch.logspace(0, -2, width)) @ torch.randn(width, width, generator=random)
 
 
-def test_aware_factors_are_the_whitened_svd_done_naively():
-    weight, inputs, moment = matrix(linear(8, 12)), correlated(400, 12), Moment(12)
-    moment.add(inputs)
-    second = (inputs.T @ inputs / 400).double().numpy()
-    second += numpy.eye(12) * Moment.DAMPING * numpy.trace(second) / 12
+def whitened_svd(weight: torch.Tensor, inputs: torch.Tensor, rank: int) -> numpy.ndarray:
+    """[W C^½]_r C^-½ with the damped second moment C of the inputs, in numpy."""
+    columns = weight.shape[1]
+    second = (inputs.T @ inputs / len(inputs)).double().numpy()
+    second += numpy.eye(columns) * Observation.DAMPING * numpy.trace(second) / columns
     values, vectors = numpy.linalg.eigh(second)
     root = vectors @ numpy.diag(values**0.5) @ vectors.T
     left, spread, right = numpy.linalg.svd(weight.double().numpy() @ root)
-    naive = (left[:, :3] * spread[:3]) @ right[:3] @ numpy.linalg.inv(root)
-    down, up = factorize(weight, 3, moment)
-    numpy.testing.assert_allclose((up @ down).numpy(), naive, atol=1e-3)
+    return (left[:, :rank] * spread[:rank]) @ right[:rank] @ numpy.linalg.inv(root)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8), (9, 9)])
+def test_aware_factors_are_the_whitened_svd_of_the_paper_from_inputs_and_from_outputs(shape):
+    layer, inputs = linear(*shape), correlated(400, shape[1])
+    seen = observed(layer, inputs)
+    assert seen.of_outputs == (shape[0] < shape[1])
+    down, up = factorize(LINEAR.matrix(layer), 3, seen)
+    numpy.testing.assert_allclose((up @ down).numpy(), whitened_svd(layer.weight.detach(), inputs, 3), atol=1e-3)
 
 
 def test_aware_factors_err_less_in_the_output_and_more_in_the_weight():
-    weight, inputs, moment = matrix(linear(16, 24)), correlated(2000, 24), Moment(24)
-    moment.add(inputs[:1000])
-    plain, aware = (up @ down for down, up in (factorize(weight, 6), factorize(weight, 6, moment)))
+    layer, inputs = linear(16, 24), correlated(2000, 24)
+    weight = LINEAR.matrix(layer)
+    plain, aware = (up @ down for down, up in (factorize(weight, 6), factorize(weight, 6, observed(layer, inputs[:1000]))))
     held_out = inputs[1000:].T
     assert torch.linalg.norm((weight - aware) @ held_out) < 0.5 * torch.linalg.norm((weight - plain) @ held_out)
     assert torch.linalg.norm(weight - aware) > torch.linalg.norm(weight - plain)
@@ -118,11 +132,13 @@ def test_padding_does_not_count_in_a_moment():
     mask = batch.kwargs["attention_mask"].clone()
     mask[:, 7:] = 0
     padded = Batch(kwargs={**batch.kwargs, "attention_mask": mask})
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    moments = watch_inputs(model, layers, [padded])
-    assert moments["bert.encoder.layer.0.attention.self.query"].rows == zoo.ITEMS * 7
-    assert moments["classifier"].rows == zoo.ITEMS
-    assert not any(layer._forward_pre_hooks for layer in layers.values())
+    layers = {name: (layer, LINEAR) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    seen = observe_layers(model, layers, [padded])
+    assert seen["bert.encoder.layer.0.attention.self.query"].moment.rows == zoo.ITEMS * 7
+    assert seen["bert.encoder.layer.0.output.dense"].of_outputs
+    assert seen["bert.encoder.layer.0.output.dense"].moment.rows == zoo.ITEMS * 7
+    assert seen["classifier"].moment.rows == zoo.ITEMS
+    assert not any(layer._forward_hooks for layer, _ in layers.values())
 
 
 # ranks
@@ -194,7 +210,7 @@ def test_by_budget_counts_what_a_singular_value_costs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "tiny_bert", "tiny_llama", "tiny_gpt2", "lstm", "cnn"])
-@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"energy": 0.6}, {"budget": 0.5}, {"rank": 1}, {"ratio": 0.6, "aware": True}, {"budget": 0.5, "aware": True}])
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"energy": 0.6}, {"budget": 0.5}, {"rank": 1}, {"ratio": 0.6, "aware": False}, {"budget": 0.5, "aware": False}])
 def test_every_model_gets_smaller_and_is_called_as_before(name, options):
     model, batch = zoo.MODELS[name](), zoo.batch(name)
     small, notes = run(model, batch, **options)
@@ -238,7 +254,7 @@ def test_layers_and_skip_choose():
 
 
 def test_a_pattern_that_fits_nothing_is_found_before_any_work():
-    with pytest.raises(KdError, match="'secnd' fits no Linear") as caught:
+    with pytest.raises(KdError, match="'secnd' fits no Linear or") as caught:
         Svd(layers=("secnd",)).check(zoo.mlp(), context(zoo.batch("mlp")))
     assert "did you mean second?" in caught.value.hints
 
@@ -273,9 +289,13 @@ def test_two_ways_to_choose_the_ranks_are_refused(options):
         Svd.build("decompose svd", options)
 
 
-def test_calibration_is_needed_only_when_aware():
-    assert Svd().required_inputs() == Needs(example=True)
-    assert Svd(aware=True).required_inputs() == Needs(example=True, calibration=True)
+def test_calibration_data_is_used_where_the_session_has_it_and_not_needed():
+    assert Svd().required_inputs() == Svd(aware=False).required_inputs() == Needs(example=True)
+    assert Svd().optional_inputs() == Needs(calibration=True)
+    assert Svd(aware=False).optional_inputs() == Needs()
+    about = Context(task=Regression(), objects={"example": adopt_data([zoo.batch("mlp")])})
+    plain, _ = run(zoo.mlp(), zoo.batch("mlp"), aware=False)
+    assert torch.equal(Svd().apply(zoo.mlp(), about).second[0].weight, plain.second[0].weight)
 
 
 def test_tied_weights_are_skipped_by_name():
@@ -347,7 +367,7 @@ def test_half_weights_are_decomposed_in_float32_and_stay_half(dtype):
     left, values, right = torch.linalg.svd(layer.weight.data)
     layer.weight.data = (left[:, :4] * values[:4]) @ right[:4]
     layer.to(dtype)
-    made = decompose(layer, 4)
+    made = decompose(layer, LINEAR, 4)
     assert {weight.dtype for weight in made.parameters()} == {dtype}
     error = torch.linalg.norm(layer.weight.float() - made[1].weight.float() @ made[0].weight.float()) / torch.linalg.norm(layer.weight.float())
     assert error < 4 * torch.finfo(dtype).eps
@@ -399,8 +419,8 @@ def test_a_layer_that_no_calibration_batch_reaches_is_decomposed_by_its_weight()
 
     model = Spare().eval()
     small, notes = run(model, Batch((torch.randn(40, 16),)), ratio=0.5, aware=True)
-    assert "spare: no calibration batch reached it, so its weight alone counts" in notes
-    plain = decompose(model.spare, 4)
+    assert "spare: no calibration batch reached it: its weight alone counts" in notes
+    plain = decompose(model.spare, LINEAR, 4)
     torch.testing.assert_close(small.spare[1].weight @ small.spare[0].weight, plain[1].weight @ plain[0].weight)
 
 
@@ -412,7 +432,7 @@ def test_aware_keeps_the_output_better_on_data_that_is_in_few_directions():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"energy": 0.5}, {"rank": 2}, {"ratio": 0.5, "aware": True}])
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"energy": 0.5, "aware": False}, {"rank": 2}, {"ratio": 0.5, "aware": False}])
 def test_the_forecast_has_the_structure_without_calibration(options):
     model, batch = zoo.tiny_bert(), zoo.batch("tiny_bert")
     about = Context(task=Regression(), objects={"example": adopt_data([batch])})
@@ -422,7 +442,7 @@ def test_the_forecast_has_the_structure_without_calibration(options):
 
 
 def test_the_line_of_a_stage_reads_as_it_was_typed():
-    assert Svd(energy=0.9, skip=("lm_head",)).line() == "decompose svd --energy 0.9 --skip lm_head"
+    assert Svd(energy=0.9, skip=("lm_head",)).line() == "decompose svd --skip lm_head --energy 0.9"
 
 
 def pointwise(dimensions: int, **options) -> nn.Module:
@@ -436,31 +456,115 @@ def pointwise(dimensions: int, **options) -> nn.Module:
 def test_a_1x1_convolution_at_full_rank_gives_the_same(dimensions, options):
     layer = pointwise(dimensions, **options)
     x = torch.randn(2, 6, *(5,) * dimensions)
-    torch.testing.assert_close(decompose(layer, 6)(x), layer(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decompose(layer, CHANNEL, 6)(x), layer(x), atol=1e-5, rtol=1e-4)
 
 
 def test_a_1x1_convolution_has_the_factors_of_the_linear_layer_that_it_is_at_each_position():
     layer, linear = pointwise(2), nn.Linear(6, 8)
     linear.weight.data.copy_(layer.weight.flatten(1))
     x = correlated(64, 6)
-    moments = [watch_inputs(nn.Sequential(each), {"0": each}, [Batch((inputs,))])["0"] for each, inputs in ((layer, x.T.reshape(1, 6, 8, 8)), (linear, x))]
-    torch.testing.assert_close(moments[0].sum, moments[1].sum)
-    made, expected = decompose(layer, 3, moments[0]), decompose(linear, 3, moments[1])
+    seen = [observed(*each) for each in ((layer, x.T.reshape(1, 6, 8, 8), CHANNEL), (linear, x, LINEAR))]
+    torch.testing.assert_close(seen[0].moment.sum, seen[1].moment.sum)
+    made, expected = decompose(layer, CHANNEL, 3, seen[0]), decompose(linear, LINEAR, 3, seen[1])
     torch.testing.assert_close((made[1].weight.flatten(1) @ made[0].weight.flatten(1)), expected[1].weight @ expected[0].weight, atol=1e-5, rtol=1e-4)
 
 
-def test_in_a_net_without_linear_layers_the_1x1_convolutions_are_decomposed():
+CONVOLUTIONS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"padding": "same", "dilation": 2},
+    {"padding": (1, 2), "padding_mode": "reflect", "stride": (2, 1)},
+    {"padding": 1, "padding_mode": "circular", "bias": False},
+    {"kernel_size": (3, 5)},
+]
+
+
+def convolution(inputs: int = 4, outputs: int = 6, **options) -> nn.Conv2d:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU(), nn.Conv2d(32, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    small, _ = run(net, Batch((torch.randn(4, 3, 8, 8),)), ratio=0.5)
-    assert [type(layer) for layer in (small[0], small[2], small[4])] == [nn.Conv2d, nn.Sequential, nn.Sequential]
+    return nn.Conv2d(inputs, outputs, **{"kernel_size": 3, **options})
 
 
-def test_a_net_with_nothing_linear_names_what_it_has_and_what_works():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
-    with pytest.raises(KdError, match="finds none here: Sequential has 2 Conv2d, 1 BatchNorm2d") as caught:
-        Svd().check(net, context(Batch((torch.randn(2, 3, 8, 8),))))
-    assert any("prune channels" in hint for hint in caught.value.hints)
+@pytest.mark.parametrize("form", [CHANNEL, SPATIAL])
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+def test_a_convolution_at_full_rank_gives_the_same(form, options):
+    layer, x = convolution(**options), torch.randn(2, 4, 9, 10)
+    made = decompose(layer, form, min(form.shape(layer)))
+    torch.testing.assert_close(made(x), layer(x), atol=1e-5, rtol=1e-4)
+    assert math.prod(form.shape(layer)) == layer.weight.numel()
+
+
+@pytest.mark.parametrize("form", [CHANNEL, SPATIAL])
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+def test_the_vectors_that_a_matrix_multiplies_are_the_patches(form, options):
+    """Of the layer by channels; by space those of its column, whose sums over the row give the output."""
+    layer, x = convolution(**options), torch.randn(2, 4, 9, 10)
+    given = form.columns(layer, x) @ form.matrix(layer).T
+    if form is CHANNEL:
+        torch.testing.assert_close(given, CHANNEL.product(layer, layer(x)), atol=1e-5, rtol=1e-4)
+        return
+    outputs, width = layer.out_channels, layer.kernel_size[1]
+    row = nn.Conv2d(outputs * width, outputs, (1, width), (1, layer.stride[1]), SPATIAL.layers(layer, 1)[1].padding, (1, layer.dilation[1]), 1, False, layer.padding_mode)
+    row.weight.data = torch.eye(outputs * width).reshape(outputs, width, outputs * width).transpose(1, 2)[:, :, None]
+    torch.testing.assert_close(row(given.movedim(-1, 1)), layer(x) - (0 if layer.bias is None else layer.bias.view(-1, 1, 1)), atol=1e-5, rtol=1e-4)
+
+
+def images(items: int = 8, channels: int = 4) -> torch.Tensor:
+    """Smooth images whose channels are correlated, as those of a layer are."""
+    random = torch.Generator().manual_seed(5)
+    raw = torch.randn(items, 2, 6, 6, generator=random)
+    mixed = torch.einsum("oi,bihw->bohw", torch.randn(channels, 2, generator=random), raw) + 0.05 * torch.randn(items, channels, 6, 6, generator=random)
+    return nn.functional.interpolate(mixed, scale_factor=2, mode="bilinear")
+
+
+def test_aware_factors_of_a_convolution_are_the_whitened_svd_over_its_patches():
+    layer, x = convolution(), images()
+    seen = observed(layer, x, CHANNEL)
+    down, up = factorize(CHANNEL.matrix(layer), 3, seen)
+    rows = nn.functional.unfold(x, 3).transpose(1, 2).flatten(0, 1)
+    numpy.testing.assert_allclose((up @ down).numpy(), whitened_svd(CHANNEL.matrix(layer), rows, 3), atol=2e-3)
+
+
+@pytest.mark.parametrize("form", [CHANNEL, SPATIAL])
+def test_aware_keeps_the_output_of_a_convolution_better_on_new_images(form):
+    layer, x = convolution(8, 16, padding=1), images(32, 8)
+    seen = observed(layer, x[:16], form)
+    plain, aware = (torch.linalg.norm(decompose(layer, form, 4, each)(x[16:]) - layer(x[16:])) for each in (None, seen))
+    assert aware < 0.8 * plain
+
+
+@pytest.mark.parametrize(("form", "kernels"), [("channel", [(3, 3), (1, 1)]), ("spatial", [(3, 1), (1, 3)])])
+def test_form_chooses_how_convolutions_are_split(form, kernels):
+    small, _ = run(zoo.cnn(), zoo.batch("cnn"), form=form, layers=("blocks",))
+    assert [layer.kernel_size for layer in small.blocks[0].conv1] == kernels
+
+
+def test_auto_takes_the_form_that_keeps_more_of_the_weight():
+    column = convolution(16, 16, bias=False)
+    column.weight.data = torch.einsum("orw,rih->oihw", torch.randn(16, 2, 3), torch.randn(2, 16, 3))
+    mixed = convolution(16, 16, bias=False)
+    mixed.weight.data = torch.einsum("or,rihw->oihw", torch.randn(16, 2), torch.randn(2, 16, 3, 3))
+    small, _ = run(nn.Sequential(column, mixed).eval(), Batch((torch.randn(2, 16, 9, 9),)), ratio=0.15)
+    assert [small[0][1].kernel_size, small[1][1].kernel_size] == [(1, 3), (1, 1)]
+
+
+def test_a_net_of_convolutions_becomes_smaller_and_names_what_it_leaves():
+    small, notes = run(zoo.depthwise(), zoo.batch("depthwise"))
+    assert "skipped depthwise.0: its channels are in groups" in notes
+    assert type(small.depthwise[0]) is nn.Conv2d
+    assert type(small.expand[0]) is nn.Sequential
+    assert parameters(small) < parameters(zoo.depthwise())
+
+
+def test_a_convolution_of_one_dimension_is_split_by_channels():
+    torch.manual_seed(0)
+    small, _ = run(nn.Sequential(nn.Conv1d(8, 16, 5, stride=2), nn.ReLU()).eval(), Batch((torch.randn(2, 8, 20),)))
+    assert [(type(layer), layer.kernel_size) for layer in small[0]] == [(nn.Conv1d, (5,)), (nn.Conv1d, (1,))]
+
+
+def test_a_net_without_such_layers_names_what_it_has():
+    net = nn.Sequential(nn.Embedding(5, 8), nn.LayerNorm(8))
+    with pytest.raises(KdError, match="works on linear layers and convolutions, and finds none here: Sequential has 1 Embedding, 1 LayerNorm"):
+        Svd().check(net, context(Batch((torch.zeros(2, 3).long(),))))
 
 
 def test_experts_and_recurrent_layers_are_named_as_left_alone():
