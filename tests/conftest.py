@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from kdkit.guards import fused_kernels
+from kdkit.guards import cleanup, fused_kernels
 from kdkit.plugins.manager import manager
 
 collect_ignore_glob = ["benchmarks/bench_*", "distributions/*", "fixtures/*"]
@@ -26,7 +26,7 @@ def unchanged_process():
     yield
     after = _state()
     torch.set_grad_enabled(before["gradients"])
-    fused_kernels.end_blocks(0)
+    cleanup.run_cleanups(0)
     fused_kernels.set_fused_kernels(before["fused kernels"])
     torch.set_default_dtype(before["default dtype"])
     os.chdir(before["working directory"])

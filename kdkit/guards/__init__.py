@@ -9,8 +9,8 @@ _find, __dir__, __all__ = attach(
     {
         "cleanup": ["always_run"],
         "error_words": ["explain_error"],
-        "random_state": ["seeded"],
-        "torch_modes": ["without_gradients"],
+        "random_state": ["random_state_kept", "seeded"],
+        "torch_modes": ["gradients_off", "without_gradients"],
     },
 )
 

@@ -1,9 +1,42 @@
-"""Cleanup that an interrupt can't skip."""
+"""Cleanup that an interrupt can't skip.
+
+An interrupt can come as a `with` block ends, before the block's cleanup begins. Python would then run the cleanup when the block is
+garbage-collected, perhaps in the middle of the next training; so each function that restores torch's modes runs what is left first.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, eq=False)
+class _Cleanup:
+    """What has to run after a block of a thread."""
+
+    thread: threading.Thread
+    call: Callable[[], object]
+
+    def run(self) -> None:
+        """Run it, unless that has happened."""
+        if self in _LEFT:
+            try:
+                self.call()
+            except Exception:
+                _forget(self)
+                raise
+            _forget(self)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of this thread."""
+        return self.thread is threading.current_thread()
+
+
+_LEFT: list[_Cleanup] = []
+"""All cleanups of blocks that run, or that an interrupt cut off."""
 
 
 @contextlib.contextmanager
@@ -18,11 +51,30 @@ def always_run(cleanup: Callable[[], object]) -> Iterator[None]:
     >>> state
     {}
     """
+    left = _Cleanup(threading.current_thread(), cleanup)
     try:
+        _LEFT.append(left)
         yield
     finally:
         try:
-            cleanup()
+            left.run()
         except KeyboardInterrupt:
-            cleanup()
+            left.run()
             raise
+
+
+def count_cleanups() -> int:
+    """The number of cleanups of this thread that have not run."""
+    return sum(left.is_own for left in list(_LEFT))
+
+
+def run_cleanups(keep: int) -> None:
+    """Run this thread's cleanups, the newest first, except for the `keep` oldest, and those of threads that have ended; safe to call twice."""
+    own = [left for left in list(_LEFT) if left.is_own][keep:]
+    for left in reversed([*(left for left in list(_LEFT) if not left.thread.is_alive()), *own]):
+        left.run()
+
+
+def _forget(left: _Cleanup) -> None:
+    with contextlib.suppress(ValueError):
+        _LEFT.remove(left)

@@ -1,16 +1,15 @@
-"""Torch's switches of fused kernels, which belong to the process: blocks of several threads turn them off, and the last block that ends turns them on again.
-
-A block that an interrupt cut off is ended by `end_blocks`, which `restore_torch_modes` calls.
-"""
+"""Torch's switches of fused kernels, which belong to the process: blocks of several threads turn them off, and the last block that ends turns them on again."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+
+from kdkit.guards.cleanup import always_run
 
 Switches = dict[str, bool]
 
@@ -19,15 +18,9 @@ _PLAIN = "math attention"
 _FUSED_ATTENTION = tuple(f"{kind} attention" for kind in _ATTENTION if kind != "math")
 
 
-class _Block(NamedTuple):
-    """A block that runs, and the switches that it keeps off."""
-
-    thread: threading.Thread
-    names: tuple[str, ...]
-
-
 _LOCK = threading.RLock()
-_BLOCKS: list[_Block] = []
+_BLOCKS: dict[object, tuple[str, ...]] = {}
+"""The switches that each block keeps off."""
 _BEFORE: Switches = {}
 """The switches as they are outside of all blocks; empty while no block runs."""
 
@@ -56,45 +49,27 @@ def without_kernels(*names: str) -> Iterator[None]:
     >>> with without_kernels("mha fastpath"): torch.backends.mha.get_fastpath_enabled()
     False
     """
-    block = _Block(threading.current_thread(), names)
-    try:
+    block = object()
+
+    def end() -> None:
+        with _LOCK:
+            _BLOCKS.pop(block, None)
+            _settle()
+
+    with always_run(end):
         with _LOCK:
             if not _BEFORE:
                 _BEFORE.update(_read())
-            _BLOCKS.append(block)
+            _BLOCKS[block] = names
             _settle()
         yield
-    finally:
-        with _LOCK:
-            _keep([each for each in _BLOCKS if each is not block])
-
-
-def count_blocks() -> int:
-    """The number of blocks of this thread that have not ended."""
-    return len(_own_blocks())
-
-
-def end_blocks(keep: int) -> None:
-    """End this thread's blocks, except for the `keep` oldest, and those of threads that have ended; safe to call twice."""
-    with _LOCK:
-        ended = _own_blocks()[keep:]
-        _keep([block for block in _BLOCKS if block.thread.is_alive() and not any(block is each for each in ended)])
-
-
-def _own_blocks() -> list[_Block]:
-    return [block for block in list(_BLOCKS) if block.thread is threading.current_thread()]
-
-
-def _keep(blocks: list[_Block]) -> None:
-    _BLOCKS[:] = blocks
-    _settle()
 
 
 def _settle() -> None:
     """Bring the switches to what the blocks need; one that an interrupt cut off is made up for by the next."""
     if not _BEFORE:
         return
-    off = {name for block in _BLOCKS for name in block.names}
+    off = {name for names in _BLOCKS.values() for name in names}
     needed = {_PLAIN} if off & set(_FUSED_ATTENTION) else set()
     _write({name: (on or name in needed) and name not in off for name, on in _BEFORE.items()})
     if not _BLOCKS:

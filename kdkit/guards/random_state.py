@@ -13,6 +13,29 @@ from kdkit.guards.cleanup import always_run
 
 
 @contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """A block after which random, numpy and torch (every device) continue as if it had drawn no random numbers.
+
+    >>> _ = torch.manual_seed(0)
+    >>> with random_state_kept(): first = torch.rand(1)
+    >>> bool(torch.rand(1) == first)
+    True
+    """
+    python, array, tensors = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore() -> None:
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(tensors)
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)
+
+    with always_run(restore):
+        yield
+
+
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed random, numpy and torch (every device) for a block; restore the user's random state afterwards.
 
@@ -20,13 +43,7 @@ def seeded(seed: int) -> Iterator[None]:
     >>> with seeded(1): bool(torch.rand(1) == first)
     True
     """
-    python, array = random.getstate(), numpy.random.get_state()
-
-    def restore() -> None:
-        random.setstate(python)
-        numpy.random.set_state(array)
-
-    with always_run(restore), torch.random.fork_rng():
+    with random_state_kept():
         seed_all(seed)
         yield
 

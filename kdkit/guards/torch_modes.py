@@ -1,19 +1,20 @@
-"""Torch's modes: gradients, autocast and fused kernels, restored however a call ends.
+"""Torch's modes: gradients and autocast, restored however a call ends, with what blocks that an interrupt cut off have to clean up.
 
 An interrupt on the way out of `no_grad` or `autocast` would leave the mode on for the rest of the process. Under `no_grad`
-nothing trains any more; under `autocast` all later training sees stale copies of its weights; without fused kernels all later figures of latency are wrong.
+nothing trains any more; under `autocast` all later training sees stale copies of its weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from kdkit.guards.fused_kernels import count_blocks, end_blocks
+from kdkit.guards.cleanup import always_run, count_cleanups, run_cleanups
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -85,11 +86,11 @@ def restore_torch_modes(target: Target) -> Target:
 def _guarded(function: Any) -> Any:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        modes, held = TorchModes(), count_blocks()
+        modes, kept = TorchModes(), count_cleanups()
 
         def put_back() -> None:
+            run_cleanups(kept)
             modes.put_back()
-            end_blocks(held)
 
         # no context manager, for the reason above: an interrupt can hit its __exit__ before the cleanup begins
         try:
@@ -102,6 +103,19 @@ def _guarded(function: Any) -> Any:
                 raise
 
     return guarded
+
+
+@contextlib.contextmanager
+def gradients_off() -> Iterator[None]:
+    """A block without gradients, to be used in generators: `torch.no_grad` in one that an interrupt cut off acts when it is garbage-collected.
+
+    >>> with gradients_off(): torch.is_grad_enabled()
+    False
+    """
+    before = torch.is_grad_enabled()
+    with always_run(lambda: torch._C._set_grad_enabled(before)):
+        torch._C._set_grad_enabled(False)
+        yield
 
 
 def without_gradients(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

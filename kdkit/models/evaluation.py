@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from kdkit.guards import gradients_off, random_state_kept
 from kdkit.guards.cleanup import always_run
 
 
@@ -19,8 +20,7 @@ def device_of(model: nn.Module) -> torch.device:
 @contextlib.contextmanager
 def evaluating_without_side_effects(model: nn.Module) -> Iterator[None]:
     """The model in eval mode under `no_grad`; its modes and the random state are restored afterwards."""
-    device = device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
+    with random_state_kept(), evaluating(model):
         yield
 
 
@@ -55,10 +55,11 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode under `no_grad`; its modes are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield model
-    finally:
+
+    def restore() -> None:
         for module, mode in modes:
             module.training = mode
+
+    with always_run(restore), gradients_off():
+        model.eval()
+        yield model

@@ -16,6 +16,7 @@ from torch import nn
 
 from kdkit import tasks
 from kdkit.errors import KdError
+from kdkit.guards.cleanup import always_run
 from kdkit.guards.scratch import ScratchFolder
 from kdkit.guards.torch_modes import restore_torch_modes
 from kdkit.measurement.predictions import PredictionStore
@@ -64,7 +65,7 @@ class SessionState:
         self.task = None
         self.trackers = {}
         self._observe: Observe | None = None
-        self._running = threading.Lock()
+        self._running: dict[str, object] = {}
         self._cancelled = threading.Event()
         self._scratch = ScratchFolder()
         self._predictions = PredictionStore()
@@ -179,10 +180,14 @@ class SessionState:
         Raises:
             KdError: another thread is in such a block.
         """
-        if not self._running.acquire(blocking=False):
-            raise KdError("a stage is running in this session", "wait for it, or cancel it first")
-        try:
+        block = object()
+
+        def end() -> None:
+            if self._running.get("block") is block:
+                self._running.clear()
+
+        with always_run(end):
+            if self._running.setdefault("block", block) is not block:
+                raise KdError("a stage is running in this session", "wait for it, or cancel it first")
             self._cancelled.clear()
             yield
-        finally:
-            self._running.release()

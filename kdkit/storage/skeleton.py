@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdkit.errors import KdError
-from kdkit.guards import explain_error
+from kdkit.guards import explain_error, random_state_kept
 from kdkit.storage.environment import installed_version
 from kdkit.storage.layout import AGAIN, HEAD
 from kdkit.storage.rebuild import empty_copy
@@ -87,7 +86,7 @@ def make_skeleton(recipe: Mapping[str, Any], given: Any, folder: Path, size: Siz
     """
     if isinstance(given, nn.Module):
         return empty_copy(given)
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         try:
             if given is None:
                 with limit_size(size, f"the skeleton that {folder / HEAD} names"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kdkit.data import Batch, Data
 from kdkit.deprecated import renamed
 from kdkit.errors import KdError, did_you_mean
+from kdkit.guards import random_state_kept
 from kdkit.session.adoption import adopt_data
 
 CLASSES = 4
@@ -124,7 +125,7 @@ class Lstm(nn.Module):
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A model made under a seed, in eval mode, with BatchNorm statistics as if trained."""
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         torch.manual_seed(seed)
         model = make().eval()
         for module in model.modules():

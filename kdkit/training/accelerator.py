@@ -12,6 +12,7 @@ from torch import nn
 
 from kdkit.errors import KdError
 from kdkit.guards import explain_error
+from kdkit.guards.cleanup import count_cleanups, run_cleanups
 from kdkit.guards.torch_modes import TorchModes
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ _MARKS = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 class GlobalState:
-    """A snapshot of torch's modes and accelerate's globals, restored after a training."""
+    """A snapshot of torch's modes, accelerate's globals and the cleanups that are due, restored after a training."""
 
     def __init__(self) -> None:
         from accelerate.state import AcceleratorState, GradientState, PartialState
 
-        self.modes = TorchModes()
+        self.modes, self.cleanups = TorchModes(), count_cleanups()
         self.accelerate: list[tuple[Any, dict]] = [(state._shared_state, dict(state._shared_state)) for state in (AcceleratorState, GradientState, PartialState)]
 
     def clear(self) -> None:
@@ -40,6 +41,7 @@ class GlobalState:
 
     def put_back(self) -> None:
         """Restore the snapshot; a second call changes nothing."""
+        run_cleanups(self.cleanups)
         self.modes.put_back()
         for shared, before in self.accelerate:
             shared.clear()

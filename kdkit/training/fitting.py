@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdkit.errors import KdError
+from kdkit.guards.cleanup import always_run
 from kdkit.guards.random_state import seeded
 from kdkit.training.accelerator import GlobalState, make_accelerator, without_accelerate_marks
 from kdkit.training.blame import note_stage
@@ -63,7 +64,8 @@ def fit(model: nn.Module, stages: Sequence[LoopStage], context: Context) -> nn.M
 def _train(prepared: Prepared, stages: Sequence[LoopStage], owners: list[tuple[Any, LoopStage]]) -> None:
     model, context = prepared.model, prepared.context
     accelerator = make_accelerator(context.device, stages[0].precision)
-    with contextlib.ExitStack() as stack:
+    stack = contextlib.ExitStack()
+    with always_run(stack.close):
         stack.enter_context(_in_training(model, accelerator.device))
         stack.enter_context(seeded(context.seed))
         stack.enter_context(without_accelerate_marks([model]))

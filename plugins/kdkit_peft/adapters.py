@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
+
+from kdkit.guards import random_state_kept
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -48,7 +49,7 @@ def refusal(model: nn.Module, name: str, layer: nn.Module, options: Mapping[str,
         holder.config = config
     flags = [(weight, weight.requires_grad) for weight in layer.parameters()]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_state_kept():
             attach_adapters(holder, {leaf: layer}, options)
     except (ValueError, TypeError, NotImplementedError, RuntimeError):
         kind = getattr(config, "model_type", "")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdkit import Batch
+from kdkit.guards import random_state_kept
 from kdkit_prune.transformer_layouts import ATTENTION, FEEDFORWARD, HEAD_WIDTH, HEADS, Block, Heads, blocks, fused, heads_of, hidden_width, in_width, out_width
 from kdkit_prune.trial_cut import observe
 
@@ -99,7 +100,7 @@ def _rebuilds(model: nn.Module, config: Any, batch: Batch) -> bool:
             twin = type(model)(config)
         if {name: tensor.shape for name, tensor in twin.state_dict().items()} != {name: tensor.shape for name, tensor in weights.items()}:
             return False
-        with torch.random.fork_rng(devices=[]):
+        with random_state_kept():
             twin = type(model)(config)
     except Exception:  # a config that the architecture refuses is the answer
         return False

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import Batch
+from kdkit.guards import random_state_kept
 from kdkit.models import evaluating, private_copy
 from kdkit_prune.groups import NOT_FOLLOWED, Axis, Excluded, Group, PruningPlanScope, axis_of, cut, lost, makes_units, normalizes_across, zero_units
 
@@ -77,7 +78,7 @@ def observe(model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> list[
     seen: list[Any] = []
     hooks = [model.get_submodule(name).register_forward_hook(lambda module, given, output: seen.append(output)) for name in layers]
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]):
+        with evaluating(model), random_state_kept():
             torch.manual_seed(0)
             output = batch.call(model)
     finally:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kdkit.guards import fused_kernels
-from kdkit.guards.fused_kernels import end_blocks, read_fused_kernels, set_fused_kernels, without_kernels
+from kdkit.guards.cleanup import run_cleanups
+from kdkit.guards.fused_kernels import read_fused_kernels, set_fused_kernels, without_kernels
 
 NAMES = sorted(read_fused_kernels())
 HELD: list = []
@@ -84,7 +85,7 @@ def test_what_is_set_during_a_block_holds_when_it_ends():
 def test_a_block_that_is_left_for_the_garbage_collector_ends_itself_alone():
     before, left = read_fused_kernels(), without_kernels("mkldnn")
     left.__enter__()
-    end_blocks(0)
+    run_cleanups(0)
     with without_kernels("mha fastpath"):
         del left
         gc.collect()
@@ -104,7 +105,7 @@ def test_an_interrupt_on_the_way_out_of_a_block_is_made_up_for(monkeypatch):
     monkeypatch.setattr(fused_kernels, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt), without_kernels("mkldnn"):
         armed.append(True)
-    end_blocks(0)
+    run_cleanups(0)
     assert fused_kernels._read() == before
 
 
@@ -113,7 +114,7 @@ def test_the_blocks_of_a_thread_that_has_ended_are_ended():
     thread = threading.Thread(target=lambda: HELD.append(without_kernels("mkldnn")) or HELD[-1].__enter__())
     thread.start()
     thread.join()
-    end_blocks(0)
+    run_cleanups(0)
     assert fused_kernels._read() == before
 
 

@@ -11,6 +11,7 @@ from kdkit import Session, Stage, compare_with
 from kdkit.errors import KdError
 from tests.fixtures import zoo
 from tests.fixtures.interruption import interrupted, interrupted_at_blocks, moments
+from tests.fixtures.lessons import fingerprint
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,11 +102,13 @@ CALLS = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("call", CALLS)
-def test_an_interrupt_as_a_block_ends_leaves_torchs_modes_as_they_were(call):
+def test_an_interrupt_as_a_block_ends_leaves_torchs_modes_and_the_model_as_they_were(call):
     batch = zoo.batch("mlp")
     data = (batch.args[0], batch.labels)
     session = Session(zoo.mlp(), train=data, eval=data, measures=QUICK)
+    before = fingerprint(session["@base"].model)
     assert interrupted_at_blocks(lambda: CALLS[call](session), at_most=60) == []
+    assert fingerprint(session["@base"].model) == before
 
 
 @pytest.mark.slow

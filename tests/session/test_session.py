@@ -680,15 +680,11 @@ def test_one_measure_may_be_given_by_its_bare_name():
 
 
 def test_who_comes_second_is_refused_and_does_not_wait_also_where_both_came_at_once(session):
-    class Taken:
-        """A lock that another thread takes between the look at it and the grip."""
+    class Taken(dict):
+        """Of another thread, that comes between a look at it and the grip."""
 
-        def locked(self):
-            return False
-
-        def acquire(self, blocking=True):
-            assert not blocking, "waits for as long as the other one takes"
-            return False
+        def setdefault(self, key, default=None):
+            return super().setdefault(key, "of another thread")
 
     session._running = Taken()
     with pytest.raises(KdError, match="a stage is running"):

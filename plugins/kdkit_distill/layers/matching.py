@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from kdkit import Batch, KdError, did_you_mean
+from kdkit.guards import random_state_kept
 from kdkit.models import evaluating
 from kdkit_distill.layers.stage_detection import Layer, answered, first_tensor, penultimate, stages
 from kdkit_distill.signals import Pair
@@ -154,7 +154,7 @@ def feature_of(output: Any, name: str) -> Tensor:
 
 def probed(model: nn.Module, layers: Iterable[str], batch: Batch) -> tuple[dict[str, Tensor], Any]:
     """The outputs of layers and of the model for one batch, in eval mode and without a graph; batch norm, modes and generators do not change."""
-    with torch.random.fork_rng(), evaluating(model), Capture(model, layers) as capture:
+    with random_state_kept(), evaluating(model), Capture(model, layers) as capture:
         output = answered(model, batch)
         return capture.take(), output
 

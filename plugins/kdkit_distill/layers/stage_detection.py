@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdkit import Batch, KdError
-from kdkit.guards import always_run
+from kdkit.guards import always_run, random_state_kept
 from kdkit.models import device_of, evaluating, failure
 
 _LISTS = (nn.ModuleList, nn.Sequential)
@@ -94,7 +93,7 @@ def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
                 module._forward_hooks_with_kwargs.pop(number, None)
                 del module._forward_hooks[number]
 
-    with always_run(unhook), torch.random.fork_rng(), evaluating(model):
+    with always_run(unhook), random_state_kept(), evaluating(model):
         for name, module in model.named_modules():
             if name:
                 module.register_forward_hook(watch(name), with_kwargs=True)

@@ -24,7 +24,7 @@ from kdkit_distill.feature.variational import Variational
 from kdkit_distill.layers.pooling import vectors
 from kdkit_distill.technique import DistillStage
 from tests.fixtures import zoo
-from tests.fixtures.interruption import interrupted, moments
+from tests.fixtures.interruption import interrupted, interrupted_at_blocks, moments
 from tests.fixtures.lessons import bert, context, fingerprint, numbers, of_zoo, sentences, taught, weights
 
 ALL: list[type[DistillStage]] = [Hints, Attention, Variational, Contrast, Review]
@@ -90,6 +90,8 @@ def test_an_interrupt_at_any_moment_leaves_the_teacher_without_hooks() -> None:
     def train() -> None:
         fit(student, [Hints(steps=2)], run)
 
+    assert interrupted_at_blocks(train) == []
+    assert fingerprint(teacher) == before
     for moment in moments(train):
         interrupted(train, moment)
         if fingerprint(teacher) != before:
