@@ -1,27 +1,29 @@
 """Editors: controls for one value each. They use only ipywidgets that work with the keyboard and with screen readers.
 
 `editor` selects one by the type of a field. The value of an editor is what a `%kd` line would contain: a plain value, a tuple, None,
-or a `Reference` for `{an expression}`.
+or a `Reference` for `{an expression}`. A field for text or numbers that is empty has the default, which its placeholder shows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 
 from kdkit.errors import KdError
+from kdkit.forms.slider import slider_of
 from kdkit.parameters.command_line import read_value, write_entries
-from kdkit.parameters.mapping import read_entry
+from kdkit.parameters.description import is_main
+from kdkit.parameters.mapping import differ, read_entry
 from kdkit.parameters.settings import Settings
 from kdkit.parameters.tokenizer import Reference, split
 from kdkit.parameters.value_text import write_value
 from kdkit.parameters.value_types import Kind, kind, object_kind
 
-WIDE, NARROW = "30em", "17em"
+WIDE, NARROW = "30em", "20em"
 LABEL = {"description_width": "13em"}
 
 
@@ -31,10 +33,12 @@ class Editor:
     Attributes:
         widget: the widget to display.
         first: the control that gets the focus.
+        default: the value as long as nothing is entered.
     """
 
     widget: Any
     first: Any
+    default: Any
 
     @property
     def value(self) -> Any:
@@ -61,8 +65,9 @@ class Editor:
 class Plain(Editor):
     """A single control whose value is the value."""
 
-    def __init__(self, widget: Any):
+    def __init__(self, widget: Any, default: Any):
         self.widget = self.first = widget
+        self.default = default
 
 
 NOTHING, OTHER = "(not set)", "something else"
@@ -81,83 +86,136 @@ class Choice(Plain):
         self.first.value = NOTHING if value is None else value
 
 
-class NumberOrWord(Editor):
-    """A number, or one of the words that are allowed in its place."""
+class Typed(Editor):
+    """A text field; an empty one has the default, which its placeholder shows.
 
-    def __init__(self, this: Kind, label: str, hint: str):
-        self._kind = this
-        self.widget = self.first = widgets.Combobox(
-            description=label, options=this.words, tooltip=hint, placeholder=f"a number, {' or '.join(this.words)}", style=LABEL, layout={"width": WIDE}
-        )
+    Args:
+        this: the kind of the value.
+        label: of the field.
+        hint: its help.
+        default: the value of an empty field.
+        example: the placeholder where the default is empty.
+    """
+
+    def __init__(self, this: Kind, label: str, hint: str, default: Any, example: str):
+        self._kind, self.default = this, default
+        shown = self.written(default) if default not in (None, "", (), {}) else example
+        self.widget = self.first = self._field(description=label, tooltip=hint, placeholder=shown, style=LABEL, layout={"width": WIDE})
+
+    def _field(self, **about: Any) -> Any:
+        return widgets.Text(**about)
 
     @property
     def value(self) -> Any:
-        """The value; a text that is neither stays a text, so that the form can report it."""
-        with contextlib.suppress(KdError):
-            return read_value(self._kind, self.first.value.strip(), "")
-        return self.first.value
+        """The value; a text that is not of the right type stays a text, so that the form can report it."""
+        text = self.first.value
+        word, special = text.strip(), self.specials()
+        return self.default if not word else special[word] if word in special else self.read(text)
 
     @value.setter
     def value(self, value: Any) -> None:
-        self.first.value = str(value)
+        if not differ(value, self.default):
+            self.first.value = ""
+            return
+        special = next((word for word, meaning in self.specials().items() if not differ(meaning, value)), None)
+        text = self.written(value) if special is None else special
+        self.first.value = f"'{text}'" if special is None and text.strip() in self.specials() else text
+
+    def specials(self) -> dict[str, Any]:
+        """Texts that mean a value which has no text of its own."""
+        return {"none": None} if self._kind.optional else {}
+
+    def read(self, text: str) -> Any:
+        """The value of a text."""
+        raise NotImplementedError
+
+    def written(self, value: Any) -> str:
+        """The text that `read` reads as the value."""
+        raise NotImplementedError
 
 
-class Words(Editor):
+class Number(Typed):
+    """A number as people write them, such as 1e-3 or 50%, or one of the words that are allowed in its place."""
+
+    def _field(self, **about: Any) -> Any:
+        if self._kind.words:
+            return widgets.Combobox(options=self._kind.words, **about)
+        # half of a number may be out of bounds
+        return widgets.Text(continuous_update=False, **about)
+
+    def read(self, text: str) -> Any:
+        with contextlib.suppress(KdError):
+            return read_value(self._kind, text.strip(), "")
+        return text
+
+    def written(self, value: Any) -> str:
+        return write_value(value)
+
+
+class Sentence(Typed):
+    """A text as it is; quotes around it are not part of it, and necessary only for a text that would mean something else."""
+
+    def read(self, text: str) -> Any:
+        if text[:1] in ("'", '"'):
+            with contextlib.suppress(KdError):
+                words = split(text)
+                if len(words) == 1 and isinstance(words[0], str):
+                    return words[0]
+        return text
+
+    def written(self, value: Any) -> str:
+        text = str(value)
+        return shlex.quote(text) if not text.strip() or text[:1] in ("'", '"') else text
+
+
+class Words(Typed):
     """Several values in one line, as words of a `%kd` line: `layer.0 'two words'`."""
 
-    def __init__(self, label: str, base: type, hint: str):
-        self.base = base
-        self.widget = self.first = widgets.Text(description=label, tooltip=hint, placeholder="several: a b c", style=LABEL, layout={"width": WIDE})
+    def specials(self) -> dict[str, Any]:
+        return {**super().specials(), "()": ()}
 
-    @property
-    def value(self) -> tuple[Any, ...]:
+    def read(self, text: str) -> tuple[Any, ...]:
         """The words; a word of the wrong type stays a string, so that the form can report it."""
         try:
-            words = split(self.first.value)
+            words = split(text)
         except KdError:
-            return (self.first.value,)
-        return tuple(self._read(word) for word in words)
+            return (text,)
+        return tuple(self._word(word) for word in words)
 
-    @value.setter
-    def value(self, value: Iterable[Any]) -> None:
-        self.first.value = " ".join(str(each) if isinstance(each, Reference) else shlex.quote(write_value(each)) for each in value)
+    def written(self, value: Iterable[Any]) -> str:
+        return " ".join(str(each) if isinstance(each, Reference) else shlex.quote(write_value(each)) for each in value)
 
-    def _read(self, word: Any) -> Any:
+    def _word(self, word: Any) -> Any:
         with contextlib.suppress(ValueError, TypeError):
-            return self.base(word) if isinstance(word, str) else word
+            return self._kind.base(word) if isinstance(word, str) else word
         return word
 
 
-class Entries(Editor):
+class Entries(Typed):
     """Names with values in one line, as words of a `%kd` line: `encoder.*=4 head=8`."""
 
-    def __init__(self, label: str, base: type, hint: str):
-        self._kind = Kind(base, mapping=True)
-        self.widget = self.first = widgets.Text(
-            description=label, tooltip=hint, placeholder="name=value, several: encoder.*=4 head=8", style=LABEL, layout={"width": WIDE}
-        )
+    def specials(self) -> dict[str, Any]:
+        return {**super().specials(), "{}": {}}
 
-    @property
-    def value(self) -> dict[Any, Any] | Reference:
+    def read(self, text: str) -> dict[Any, Any] | Reference:
         """The items; one without a value has None, and one whose value has another type keeps its text, so that validation names it."""
         try:
-            words = split(self.first.value)
+            words = split(text)
         except KdError:
-            return {self.first.value: None}
+            return {text: None}
         if len(words) == 1 and isinstance(words[0], Reference):
             return words[0]
-        return {name: value for word in words for name, value in [(word, None) if isinstance(word, Reference) else self._read(word)]}
+        return {name: value for word in words for name, value in [(word, None) if isinstance(word, Reference) else self._entry(word)]}
 
-    @value.setter
-    def value(self, value: Any) -> None:
-        self.first.value = (
-            str(value) if isinstance(value, Reference) else " ".join(str(word) if isinstance(word, Reference) else shlex.quote(word) for word in write_entries(value))
-        )
+    def written(self, value: Mapping[Any, Any] | Reference) -> str:
+        if isinstance(value, Reference):
+            return str(value)
+        return " ".join(str(word) if isinstance(word, Reference) else shlex.quote(word) for word in write_entries(value))
 
-    def _read(self, word: str) -> tuple[str, Any]:
+    def _entry(self, word: str) -> tuple[str, Any]:
         name, value = read_entry(word)
         with contextlib.suppress(KdError):
-            return name, None if value is None else read_value(self._kind, value, name)
+            return name, None if value is None else read_value(Kind(self._kind.base, mapping=True), value, name)
         return name, value
 
 
@@ -165,12 +223,19 @@ class Named(Editor):
     """One of the suggested names, or a typed one: a name, or `{an expression}`."""
 
     def __init__(self, label: str, names: Sequence[str | Reference], hint: str, optional: bool, default: Any = None):
-        self.none, self.default = [(NOTHING, NOTHING)] if optional else [], [default] if isinstance(default, str) else []
+        self.none, self._always = [(NOTHING, NOTHING)] if optional else [], [default] if isinstance(default, str) else []
         self.first = widgets.Dropdown(description=label, options=self._entries(names), tooltip=hint, style=LABEL, layout={"width": WIDE})
         self.text = widgets.Text(description=f"{label}, typed", tooltip="a name, or {an expression}", style=LABEL, layout={"width": WIDE, "display": "none"})
         self.first.observe(self._shown, "value")
         self.widget = widgets.VBox([self.first, self.text])
+        self._default = default
         self._shown()
+
+    @property
+    def default(self) -> Any:
+        """The default; the first suggestion where one must be chosen."""
+        entry = self.first.options[0][1]
+        return self._default if self.none or self._always else "" if entry == OTHER else entry
 
     def parts(self) -> Iterable[Any]:
         return [self.first, self.text]
@@ -199,7 +264,7 @@ class Named(Editor):
             self.value = value
 
     def _entries(self, names: Sequence[str | Reference]) -> list[tuple[str, Any]]:
-        return [*self.none, *_named([*self.default, *names]), (OTHER, OTHER)]
+        return [*self.none, *_named([*self._always, *names]), (OTHER, OTHER)]
 
     def _shown(self, change: Any = None) -> None:
         self.text.layout.display = None if self.first.value == OTHER else "none"
@@ -232,35 +297,8 @@ def write_word(value: Any) -> str:
     return text if read_word(text) == value or value is None else shlex.quote(text)
 
 
-class Optional(Editor):
-    """An optional value with a check box for whether it is set."""
-
-    def __init__(self, label: str, inner: Editor):
-        self.inner = inner
-        self.first = widgets.Checkbox(description=f"set {label}", value=False, indent=False, layout={"width": "auto"})
-        self.widget = widgets.HBox([inner.widget, self.first])
-        # editing the value sets it
-        self.inner.observe(self._written)
-
-    def _written(self, change: Any) -> None:
-        self.first.value = True
-
-    def parts(self) -> Iterable[Any]:
-        return [self.first, *self.inner.parts()]
-
-    @property
-    def value(self) -> Any:
-        return self.inner.value if self.first.value else None
-
-    @value.setter
-    def value(self, value: Any) -> None:
-        if value is not None:
-            self.inner.value = value
-        self.first.value = value is not None
-
-
 def editor(settings: type[Settings], name: str, label: str, hint: str, names: Sequence[str | Reference] = ()) -> Editor:
-    """The editor of one field, by the field's type.
+    """The editor of one field, by the field's type; a main option that has a range gets a slider beside its number.
 
     Args:
         settings: the class of the field.
@@ -269,30 +307,26 @@ def editor(settings: type[Settings], name: str, label: str, hint: str, names: Se
         hint: its help, announced by screen readers too.
         names: suggestions besides the choices that the field declares.
     """
-    this = kind(settings, name)
+    this, field = kind(settings, name), settings.model_fields[name]
+    default, example = (None, "required") if field.is_required() else (field.default, "not set")
     if this.many:
-        return Optional(label, Words(label, this.base, hint)) if this.optional else Words(label, this.base, hint)
+        return Words(this, label, hint, () if field.is_required() else default, "several: a b c")
     if this.mapping:
-        return Entries(label, this.base, hint)
+        return Entries(this, label, hint, {} if field.is_required() else default, "name=value, several: encoder.*=4 head=8")
     if this.choices or (this.base is bool and this.optional):
         choices = [(str(choice), choice) for choice in this.choices] or [("yes", True), ("no", False)]
         options = [*([(NOTHING, NOTHING)] if this.optional else []), *choices]
-        return Choice(widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE}))
+        listed = widgets.Dropdown(description=label, options=options, tooltip=hint, style=LABEL, layout={"width": WIDE})
+        return Choice(listed, options[0][1] if field.is_required() else default)
     if object_kind(settings, name) not in ("", "path") or names:
-        field = settings.model_fields[name]
-        return Named(label, names, hint, this.optional or (this.base is object and not field.is_required()), None if field.is_required() else field.default)
-    if this.words:
-        return NumberOrWord(this, label, hint)
-    made = Plain(_control(this, label, hint))
-    return Optional(label, made) if this.optional else made
-
-
-def _control(this: Kind, label: str, hint: str) -> Any:
-    about = {"description": label, "tooltip": hint, "style": LABEL}
+        return Named(label, names, hint, this.optional or (this.base is object and not field.is_required()), default)
     if this.base is bool:
-        return widgets.Checkbox(indent=True, **about, layout={"width": WIDE})
-    if this.base is int:
-        return widgets.IntText(**about, layout={"width": WIDE})
-    if this.base is float:
-        return widgets.FloatText(step=None, **about, layout={"width": WIDE})
-    return widgets.Text(**about, layout={"width": WIDE})
+        return Plain(widgets.Checkbox(indent=True, description=label, tooltip=hint, style=LABEL, layout={"width": WIDE}), bool(default))
+    if this.base is str:
+        return Sentence(this, label, hint, "" if field.is_required() else default, example)
+    number = Number(this, label, hint, default, example)
+    if is_main(settings, name) and (slider := slider_of(settings, name, number.first)) is not None:
+        number.first.layout.width = NARROW
+        number.widget = widgets.HBox([number.first, slider], layout={"width": WIDE, "align_items": "center"})
+        number.widget.add_class("kdkit-slider")
+    return number

@@ -15,15 +15,15 @@ import ipywidgets as widgets
 
 from kdkit.display.error import problem
 from kdkit.errors import KdError, describe_exception
-from kdkit.forms.controls import OTHER, Editor, Named, Plain, editor
+from kdkit.forms.controls import Editor, Plain, editor
 from kdkit.forms.widgets import close
 from kdkit.models.layer_selection import select_layers
 from kdkit.parameters.command_line import write_values
-from kdkit.parameters.description import bounds, is_advanced, unit
+from kdkit.parameters.description import bounds, is_advanced, is_main, unit
 from kdkit.parameters.mapping import differ
 from kdkit.parameters.settings import Settings, option
 from kdkit.parameters.tokenizer import named
-from kdkit.parameters.value_types import kind, object_kind
+from kdkit.parameters.value_types import object_kind
 from kdkit.plugins.manager import manager
 from kdkit.stages.stage import Stage
 
@@ -47,9 +47,12 @@ class Form:
         model: returns the model whose layers the patterns match, None if there is none.
         fields: the fields to show, in this order; default: all.
         values: values that differ from the defaults.
+        front: the fields that are not folded; default: the main ones, or, where none is declared, all that are not advanced.
+        folded: what the button that unfolds the others says.
 
     Attributes:
         box: the widget.
+        more: the button that unfolds the other fields.
         problem: the error in the values, None if they are valid.
     """
 
@@ -60,6 +63,8 @@ class Form:
         model: Callable[[], nn.Module | None] = lambda: None,
         fields: Iterable[str] | None = None,
         values: Mapping[str, Any] | None = None,
+        front: Iterable[str] | None = None,
+        folded: str = "All options",
     ):
         self.settings = settings
         self.problem: KdError | None = None
@@ -69,20 +74,21 @@ class Form:
         self._previews: dict[str, Any] = {}
         self._message = widgets.HTML()
         self._filling = True
-        names = list(settings.model_fields if fields is None else fields)
-        rare = [name for name in names if is_advanced(settings, name)]
-        self._unseen = rare
-        self._more = widgets.ToggleButton(description="More options", tooltip="show rarely used options", layout={"display": None if rare else "none"})
-        self._more.observe(self._unfold, "value")
-        self._rare = widgets.VBox(layout={"display": "none"})
-        self.box = widgets.VBox([*(self._row(name) for name in names if name not in rare), self._more, self._rare, self._message])
+        self._names = names = list(settings.model_fields if fields is None else fields)
+        shown = _front(settings, names) if front is None else [name for name in names if name in front]
+        self._unseen = rest = [name for name in names if name not in shown]
+        layout = {"width": "auto", "align_self": "flex-start", "display": None if rest else "none"}
+        self.more = widgets.ToggleButton(description=folded, tooltip="show the other options", layout=layout)
+        self.more.observe(self._unfold, "value")
+        self._rest = widgets.VBox(layout={"display": "none"})
+        self.box = widgets.VBox([*(self._row(name) for name in shown), self.more, self._rest, self._message])
         self.fill(values or {})
 
     # values
 
     def values(self) -> dict[str, Any]:
         """The values that differ from the defaults, by field, in declared order."""
-        return {name: value for name, each in self._editors.items() if self._differs(name, value := each.value)}
+        return {name: value for name in self._names if name in self._editors and self._differs(name, value := self._editors[name].value)}
 
     def _differs(self, name: str, value: Any) -> bool:
         field = self.settings.model_fields[name]
@@ -104,21 +110,11 @@ class Form:
         """Set these values, and the defaults of all other fields."""
         self._filling = True
         if any(name in self._unseen for name in values):
-            self._more.value = True
+            self.more.value = True
         for name, each in self._editors.items():
-            each.value = values[name] if name in values else self._default(name, each)
+            each.value = values.get(name, each.default)
         self._filling = False
         self._changed()
-
-    def _default(self, name: str, each: Editor) -> Any:
-        """The initial value of a field: its default, or an empty value if it is required."""
-        field, this = self.settings.model_fields[name], kind(self.settings, name)
-        if not field.is_required():
-            return field.default
-        if isinstance(each, Named) or this.choices:
-            entry = each.first.options[0][1]
-            return "" if entry == OTHER else entry
-        return () if this.many else {} if this.mapping else this.base()
 
     def refresh(self) -> None:
         """Update the suggestions from the notebook and the session."""
@@ -135,7 +131,7 @@ class Form:
     def control(self, name: str) -> Editor:
         """The editor of a field."""
         if name in self._unseen:
-            self._more.value = True
+            self.more.value = True
         return self._editors[name]
 
     # widgets
@@ -154,8 +150,9 @@ class Form:
         own = _widget_of_a_plugin(self.settings, name)
         try:
             if own is not None:
-                made = Plain(own)
-                made.value = self._default(name, made)
+                field = self.settings.model_fields[name]
+                made = Plain(own, own.value if field.is_required() else field.default)
+                made.value = made.default
                 return made
         except Exception as error:
             _warn_of_widget(self.settings, name, describe_exception(error))
@@ -164,15 +161,15 @@ class Form:
         return editor(self.settings, name, _label(self.settings, name), _hint(self.settings, name), self._suggestions(self.settings, name))
 
     def _unfold(self, change: Any) -> None:
-        """Show the rarely used options; their controls are created at the first time, as most forms never need them."""
+        """Show the other options; their controls are created at the first time, as most forms never need them."""
         unseen, self._unseen = self._unseen, []
         if unseen:
             before, self._filling = self._filling, True
-            self._rare.children = [self._row(name) for name in unseen]
+            self._rest.children = [self._row(name) for name in unseen]
             for name in unseen:
-                self._editors[name].value = self._default(name, self._editors[name])
+                self._editors[name].value = self._editors[name].default
             self._filling = before
-        self._rare.layout.display = None if self._more.value else "none"
+        self._rest.layout.display = None if self.more.value else "none"
 
     def _changed(self, change: Any = None) -> None:
         if self._filling:
@@ -199,6 +196,14 @@ class Form:
             return problem(error)
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         return f"<small>{len(found)} modules: {escape(', '.join(found[:_SHOWN]))}{more}</small>"
+
+
+def _front(settings: type[Settings], names: Sequence[str]) -> list[str]:
+    """The fields that are shown without unfolding: the main and the required ones, or all that are not advanced."""
+    main = [name for name in names if is_main(settings, name)]
+    if not main:
+        return [name for name in names if not is_advanced(settings, name)]
+    return [name for name in names if name in main or settings.model_fields[name].is_required()]
 
 
 def _title(settings: type[Settings]) -> str:

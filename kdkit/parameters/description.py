@@ -20,6 +20,11 @@ def is_advanced(settings: type[Settings], name: str) -> bool:
     return bool(_extra(settings, name).get("advanced"))
 
 
+def is_main(settings: type[Settings], name: str) -> bool:
+    """Whether an option is one of the few that forms show at the front."""
+    return bool(_extra(settings, name).get("main"))
+
+
 def unit(settings: type[Settings], name: str) -> str:
     """The unit of an option's value; empty where it has none."""
     return str(_extra(settings, name).get("unit", ""))

@@ -32,6 +32,7 @@ def param(
     share: str = "",
     search: Search | tuple | None = None,
     names: str = "",
+    main: bool = False,
     advanced: bool = False,
 ) -> Any:
     """Declare one parameter of a stage.
@@ -46,6 +47,8 @@ def param(
         names: what object of the session the parameter names: "model", "data", "function", "object" or "layers"
             (patterns over the model's module names). The parameter's value is the *name*; the object stays in the session.
             For a dict, what its keys name. "path" is a file or folder; a recipe's must be inside the working directory.
+        main: one of the two or three options that matter most. Forms show these at the front, a number with a range (its search, else
+            its bounds) with a slider, and fold all others.
         advanced: shown after the others in help and forms.
 
     Allowed types: bool, int, float, str, Literal[...] of strings or numbers, `X | None` of these, tuple[X, ...] and
@@ -65,7 +68,7 @@ def param(
     if share and share not in SHARES:
         raise KdError(f"share={share!r} is not one of {', '.join(SHARES)}", "leave it out unless the value is a share of a model's size")
     declared = search.data() if isinstance(search, Search) else list(search or ())
-    extra = {"unit": unit, "share": share, "search": declared, "names": names, "advanced": advanced}
+    extra = {"unit": unit, "share": share, "search": declared, "names": names, "main": main, "advanced": advanced}
     field = Field(default, description=help, json_schema_extra={key: value for key, value in extra.items() if value})
     if bounds.set():
         field.metadata.append(bounds)

@@ -12,9 +12,9 @@ from kdkit.parameters.settings import Settings, param
 class LoopOptions(Settings):
     """How long, how fast and on what data the loop trains."""
 
-    epochs: float = param(1.0, "passes over the training data", gt=0, search=(1, 10))
+    epochs: float = param(1.0, "passes over the training data", gt=0, search=(1, 10), main=True)
     steps: int | None = param(None, "optimizer steps, instead of epochs", ge=1)
-    learning_rate: float = param(1e-3, "peak learning rate of the optimizer", gt=0, search=Search(1e-5, 1e-1, log=True))
+    learning_rate: float = param(1e-3, "peak learning rate of the optimizer", gt=0, search=Search(1e-5, 1e-1, log=True), main=True)
     optimizer: Literal["adamw", "adam", "sgd"] = param("adamw", "sgd uses momentum 0.9")
     weight_decay: float = param(0.0, "L2 penalty on the weights; decoupled with adamw", ge=0)
     schedule: Literal["cosine", "linear", "constant"] = param("cosine", "decay of the learning rate after the warm-up")

@@ -26,7 +26,7 @@ class Onnx(Stage):
     adds: ClassVar = frozenset({Trait.ONNX})
     removes: ClassVar = frozenset({Trait.TRAINABLE, Trait.FREE_STRUCTURE, Trait.PACKED_WEIGHTS})
 
-    attention: Literal["eager", "keep"] = param("eager", "of HF transformers: eager is faster once quantized; keep exports what the model uses now")
+    attention: Literal["eager", "keep"] = param("eager", "of HF transformers: eager is faster once quantized; keep exports what the model uses now", main=True)
     opset: int | None = param(None, "ONNX operator set; default: the exporter's own", ge=18, advanced=True)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

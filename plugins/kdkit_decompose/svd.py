@@ -66,14 +66,18 @@ class Svd(LayerStage):
     works_on: ClassVar = "linear layers and convolutions"
     keep_less: ClassVar = "keep less: a smaller --ratio, --energy, --budget, --rank or --round-to"
 
-    ratio: float | None = param(None, "share of each layer's parameters to keep; 0.5 when nothing else chooses the ranks", gt=0, lt=1, share="kept", search=(0.2, 0.8))
+    ratio: float | None = param(
+        None, "share of each layer's parameters to keep; 0.5 when nothing else chooses the ranks", gt=0, lt=1, share="kept", search=(0.2, 0.8), main=True
+    )
     energy: float | None = param(None, "share of each layer's squared singular values to keep", gt=0, le=1, search=(0.5, 0.99))
     budget: float | None = param(None, "share of all these layers' parameters to keep, given where it brings most", gt=0, lt=1, share="kept", search=(0.2, 0.8))
     rank: int | None = param(None, "the rank of every layer", ge=1)
     form: Literal["auto", "channel", "spatial"] = param(
         "auto", "a convolution becomes a smaller one and a 1x1 (channel), k x 1 and 1 x k (spatial), or whichever keeps more of its weight (auto)"
     )
-    aware: bool = param(True, "keep what the layers give out on calibration data, not their weights, where the session has data: far better, above all without training")
+    aware: bool = param(
+        True, "keep what the layers give out on calibration data, not their weights, where the session has data: far better, above all without training", main=True
+    )
     batches: int = param(16, "calibration batches to look at", ge=1)
     round_to: int = param(1, "ranks are multiples of it, such as 8 for fast kernels", ge=1)
 

@@ -40,7 +40,7 @@ class DistillStage(TrainStage):
     A technique implements `terms`; if it compares layers, also `pairs` and `modules`.
     """
 
-    teacher: str = param("teacher", "the session's model to learn from; default: the session's teacher, else its first model", names="model")
+    teacher: str = param("teacher", "the session's model to learn from; default: the session's teacher, else its first model", names="model", main=True)
     student: str | None = param(
         None,
         "trained in place of the current model, which becomes its teacher: a model of the session, layers=0,2,5 or narrow=0.5 of the teacher, "

@@ -37,7 +37,7 @@ class Lora(TrainStage):
     adds: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED}
     removes: ClassVar[Iterable[str]] = {Trait.FREE_STRUCTURE}
 
-    rank: int = param(8, "of the adapters", ge=1, search=(2, 64))
+    rank: int = param(8, "of the adapters", ge=1, search=(2, 64), main=True)
     alpha: float = param(16.0, "the adapters' output is multiplied by alpha / rank", gt=0)
     dropout: float = param(0.0, "of the adapters' input, in training", ge=0, lt=1)
     targets: tuple[str, ...] = param((), "layers to adapt: linear, convolution or embedding; default: all linear layers except the output head", names="layers")

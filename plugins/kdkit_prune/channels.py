@@ -40,11 +40,11 @@ class Channels(Stage):
     forbids: ClassVar = frozenset({Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT, Trait.ONNX})
 
     ratio: float = param(
-        0.5, "share of units to remove; the number of remaining units is rounded up, and at least one remains", gt=0, lt=1, share="removed", search=(0.1, 0.8)
+        0.5, "share of units to remove; the number of remaining units is rounded up, and at least one remains", gt=0, lt=1, share="removed", search=(0.1, 0.8), main=True
     )
     macs: float | None = param(None, "instead of --ratio: the largest share of the multiply-adds to keep, such as 0.5", gt=0, lt=1, share="kept")
     scope: Literal["layer", "global"] = param("layer", "apply the ratio to each layer, or globally, where the units of all layers compete")
-    importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "taylor", "random"] = param("l1", "how to score units; taylor uses the training data")
+    importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "taylor", "random"] = param("l1", "how to score units; taylor uses the training data", main=True)
     what: tuple[Literal["channels", "heads", "groups", "ffn", "hidden"], ...] = param(
         ("channels", "heads", "ffn"), "kinds of units: channels of convolutional nets; heads, key/value groups, feed-forward and hidden width of transformers"
     )

@@ -56,7 +56,7 @@ class Int8Stage(Stage):
     skip: tuple[str, ...] = param((), "modules whose layers stay in float: names or patterns", names="layers")
     operators: tuple[str, ...] = param((), "only these ONNX operators, such as Conv MatMul; default: chosen by the kind of model")
     embeddings: bool = param(True, "hold embedding tables in 8 bits as well: their share of the bytes is large, of the time none")
-    per_channel: bool = param(True, "a scale for every output channel of a weight; one for the whole weight loses much accuracy")
+    per_channel: bool = param(True, "a scale for every output channel of a weight; one for the whole weight loses much accuracy", main=True)
     weights: Literal["symmetric", "asymmetric"] = param("symmetric", "symmetric weights have zero point 0", advanced=True)
     layout: Literal["auto", "u8s8", "u8u8", "s8s8"] = param("auto", "types of activations and weights; auto takes what this machine is fastest at", advanced=True)
     reduce_range: Literal["auto", "yes", "no"] = param("auto", "weights within 7 bits; auto: where sums could overflow (x86 without VNNI)", advanced=True)

@@ -43,10 +43,12 @@ class Static(Int8Stage):
     needs: ClassVar = Needs(calibration=True, packages=("onnx", "onnxruntime"))
     offered: ClassVar = (*_WEIGHTED, "Gather", *_BETWEEN)
 
-    method: Literal["minmax", "entropy", "percentile"] = param("minmax", "how an activation's range follows from the values seen", search=("minmax", "entropy"))
+    method: Literal["minmax", "entropy", "percentile"] = param(
+        "minmax", "how an activation's range follows from the values seen", search=("minmax", "entropy"), main=True
+    )
     percentile: float = param(99.99, "share of values within the range, for --method percentile", gt=50, le=100, unit="%")
     activations: Literal["asymmetric", "symmetric"] = param("asymmetric", "asymmetric ranges lose no level where values are of one sign")
-    batches: int = param(16, "calibration batches to stream", ge=1)
+    batches: int = param(16, "calibration batches to stream", ge=1, main=True)
     form: Literal["auto", "operators", "pairs"] = param(
         "auto", "8-bit operators (smaller file) or pairs of quantize and dequantize; auto: operators where they run", advanced=True
     )

@@ -23,9 +23,9 @@ class Weights(PackingStage):
     known_as: ClassVar[tuple[str, ...]] = ("weight-only quantization", "HQQ", "RTN")
     sample_options: ClassVar = "--bits 4 --method hqq"
 
-    bits: Literal[8, 4, 3, 2] = param(8, "of a weight", search=(8, 4, 3, 2))
+    bits: Literal[8, 4, 3, 2] = param(8, "of a weight", search=(8, 4, 3, 2), main=True)
     group: int = param(64, "weights that share a scale and a zero point; a row with fewer weights is one group", ge=8, le=1024)
-    method: Literal["rtn", "hqq"] = param("rtn", "how the codes are chosen", search=("rtn", "hqq"))
+    method: Literal["rtn", "hqq"] = param("rtn", "how the codes are chosen", search=("rtn", "hqq"), main=True)
 
     def bits_of(self, name: str, model: nn.Module) -> int:
         return self.bits

@@ -96,7 +96,7 @@ class Wizard(Walker):
         for name, word in zip(("family", "technique"), stage.split(), strict=True):
             self.choose(name, word)
         for name, value in fields.items():
-            self.write("spinbutton", name, value)
+            self.write("textbox", name, value)
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,21 @@ def built(begun):
     expect(begun.lines).to_have_text("%%kd\nprune channels\nquantize static")
     expect(begun.form.get_by_role("button", name="Up 1")).to_be_focused()
     begun.technique("tune finetune", epochs="8")
+    slider = begun.to("slider", "epochs, slider")
+    expect(slider).to_have_attribute("aria-valuetext", "8")
+    begun.keys.press("ArrowRight")
+    expect(begun.form.get_by_role("textbox", name="epochs", exact=True)).to_have_value("8.1")
+    begun.keys.press("ArrowLeft")
+    expect(slider).to_have_attribute("aria-valuetext", "8")
     begun.press("Add step")
     begun.press("Up 3")
     expect(begun.lines).to_have_text("%%kd\nprune channels\ntune finetune --epochs 8\nquantize static")
     begun.press("Edit 1")
     expect(begun.status).to_have_text(re.compile("^editing step 1"))
-    begun.write("spinbutton", "ratio", "0.25")
+    begun.write("textbox", "ratio", "0.25")
     begun.press("Change step")
     expect(begun.form.get_by_role("button", name="Edit 1")).to_be_focused()
+    begun.press("Start version, label, seed")
     begun.write("textbox", "as", "small")
     expect(begun.lines).to_have_text(BUILT)
     return begun

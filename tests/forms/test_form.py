@@ -17,6 +17,8 @@ from kdkit.forms.form import Form
 from kdkit.notebook.parser import parse_stage
 from kdkit.notebook.verb import Verb, line_of, verbs
 from kdkit.parameters.command_line import read_options
+from kdkit.parameters.description import is_main
+from kdkit.parameters.search import Search
 from kdkit.parameters.settings import Settings, option, param
 from kdkit.parameters.tokenizer import Reference, read_literal, split
 from kdkit.parameters.value_types import kind, object_kind
@@ -161,9 +163,10 @@ def controls(widget):
 @pytest.mark.parametrize("id", sorted(STAGES))
 def test_every_control_of_every_stage_has_a_name_and_is_of_a_kind_that_keyboard_and_screen_reader_reach(id):
     form = Form(STAGES[id])
-    form._more.value = True
-    reached = (widgets.Text, widgets.IntText, widgets.FloatText, widgets.Checkbox, widgets.Dropdown, widgets.ToggleButton, widgets.Button)
-    plain = (widgets.Box, widgets.HTML)
+    form.more.value = True
+    reached = (widgets.Text, widgets.Combobox, widgets.Checkbox, widgets.Dropdown, widgets.ToggleButton, widgets.Button)
+    # the field beside a slider does the same
+    plain = (widgets.Box, widgets.HTML, widgets.FloatSlider, widgets.IntSlider, widgets.FloatLogSlider)
     named = [each for each in controls(form.box) if isinstance(each, reached)]
     assert all(isinstance(each, reached + plain) for each in controls(form.box))
     assert all(each.description for each in named)
@@ -184,32 +187,131 @@ def test_help_bounds_and_units_are_beside_the_controls():
 
 def test_options_that_are_seldom_needed_are_made_when_they_are_asked_for():
     form = Form(Sample)
-    assert not form._rare.children
-    form._more.value = True
-    assert form._rare.children
+    assert not form._rest.children
+    form.more.value = True
+    assert form._rest.children
     assert form.control("folder").value is None
-    assert Form(Sample, values={"folder": "here"})._more.value
+    assert Form(Sample, values={"folder": "here"}).more.value
 
 
 def test_a_value_out_of_bounds_stays_and_is_reported_with_its_bound():
     form, received = Form(Sample), []
     form.on_change(lambda: received.append(form.problem))
-    form.control("rate").first.value = 7
+    form.control("rate").first.value = "7"
     assert form.values() == {"rate": 7}
     assert "less than 1" in form.problem.message
     assert "less than 1" in text_of(form)
-    form.control("rate").first.value = 0.25
+    form.control("rate").first.value = "0.25"
     assert form.problem is None
     assert "less than 1" not in text_of(form)
     assert [bool(each) for each in received] == [True, False]
 
 
-def test_who_writes_a_value_that_may_be_left_out_means_it():
+@pytest.mark.parametrize(
+    ("name", "shown", "written", "value"),
+    [
+        ("rate", "0.5", "0.25", 0.25),
+        ("steps", "not set", "2k", 2000),
+        ("weight", "auto", "paper", "paper"),
+        ("numbers", "1 2", "3", (3,)),
+        ("numbers", "1 2", "()", ()),
+        ("names", "several: a b c", "a 'b c'", ("a", "b c")),
+        ("folder", "not set", "'none'", "none"),
+        ("folder", "not set", "none", None),
+        ("folder", "not set", "''", ""),
+    ],
+)
+def test_an_empty_field_has_the_default_which_it_shows_as_placeholder(name, shown, written, value):
     form = Form(Sample)
-    form.control("steps").inner.first.value = 3
-    assert form.values() == {"steps": 3}
-    form.control("steps").first.value = False
+    field = form.control(name).first
+    assert (field.value, field.placeholder) == ("", shown)
     assert form.values() == {}
+    field.value = written
+    assert form.values() == ({} if value is None else {name: value})
+    field.value = "  "
+    assert form.values() == {}
+    if value is not None:
+        form.fill({name: value})
+        assert form.values() == {name: value}
+
+
+class Patient(Settings):
+    """A field whose default is a number, and which may hold none."""
+
+    patience: int | None = param(3, "how many", ge=1)
+
+
+def test_a_field_that_may_be_empty_although_its_default_is_a_number_says_none():
+    form = Form(Patient)
+    form.fill({"patience": None})
+    assert form.control("patience").first.value == "none"
+    assert form.values() == {"patience": None}
+
+
+class Front(Settings):
+    """A class that says which of its fields matter."""
+
+    ratio: float = param(0.5, "a share", gt=0, lt=1, search=(0.1, 0.8), main=True)
+    rank: int = param(8, "a whole number", ge=1, search=(2, 64), main=True)
+    rate: float = param(1e-3, "a number over orders of magnitude", gt=0, search=Search(1e-5, 1e-1, log=True), main=True)
+    share: float | None = param(None, "a number with two bounds", ge=0, le=1, main=True)
+    steps: int = param(10, "a number without a range", ge=1, main=True)
+    name: str = param(..., "a text that is required")
+    mode: Literal["fast", "slow"] = param("fast", "a choice")
+
+
+def slider(form, name):
+    found = [each for each in controls(form.control(name).widget) if isinstance(each, widgets.FloatSlider | widgets.IntSlider | widgets.FloatLogSlider)]
+    return found[0] if found else None
+
+
+def test_the_main_and_the_required_options_are_at_the_front_and_the_others_are_folded():
+    form = Form(Front)
+    assert list(form._editors) == ["ratio", "rank", "rate", "share", "steps", "name"]
+    assert form.more.description == "All options"
+    assert form.more.layout.display is None
+    form.more.value = True
+    assert list(form._editors) == list(Front.model_fields)
+
+
+def test_a_main_number_with_a_range_has_a_slider_on_the_scale_that_it_declares():
+    form = Form(Front)
+    assert {name: type(slider(form, name)) for name in ("ratio", "rank", "rate", "share", "steps")} == {
+        "ratio": widgets.FloatSlider,
+        "rank": widgets.IntSlider,
+        "rate": widgets.FloatLogSlider,
+        "share": widgets.FloatSlider,
+        "steps": type(None),
+    }
+    assert (slider(form, "ratio").min, slider(form, "ratio").max) == (0.1, 0.8)
+    assert (slider(form, "rate").min, slider(form, "rate").max) == (-5, -1)
+    assert [slider(form, name).value for name in ("ratio", "rank", "rate")] == [0.5, 8, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "written", "typed", "follows"),
+    [("ratio", 0.30000000000000004, "0.3", "25%", 0.25), ("rank", 16, "16", "200", 64), ("rate", 0.0123456, "0.012", "1e-9", 1e-5)],
+)
+def test_a_slider_writes_a_short_number_and_follows_what_is_typed(name, position, written, typed, follows):
+    form, received = Form(Front, values={"name": "a"}), []
+    form.on_change(lambda: received.append(form.values().get(name)))
+    slider(form, name).value = position
+    assert form.control(name).first.value == written
+    form.control(name).first.value = typed
+    assert slider(form, name).value == pytest.approx(follows)
+    assert len(received) == 2, "a move is one change"
+    form.fill({})
+    assert form.control(name).first.value == ""
+    assert slider(form, name).value == Front.model_fields[name].default
+
+
+FIRST_PARTY = [id for id, made in manager().stages().items() if made.__module__.startswith("kdkit_") and made.model_fields]
+
+
+@pytest.mark.parametrize("id", FIRST_PARTY)
+def test_a_form_shows_few_options_at_the_front(id):
+    made = manager().stages()[id]
+    assert sum(is_main(made, name) for name in made.model_fields) <= 5
 
 
 def test_patterns_are_tried_on_the_model_as_they_are_written():

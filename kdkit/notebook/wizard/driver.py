@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kdkit.errors import KdError, did_you_mean
+from kdkit.parameters.value_text import write_value
 from kdkit.renaming import renamed_property
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Driver:
         """
         found = self._find(control, "control", lambda each: each.has_trait("value"))
         if not found.has_trait("options"):
-            found.value = value
+            found.value = write_value(value) if isinstance(found.value, str) else value
             return
         entries = {str(entry[0] if isinstance(entry, tuple) else entry): at for at, entry in enumerate(found.options)}
         if str(value) not in entries:

@@ -15,10 +15,26 @@ STYLE = """<style>
 .kdkit-wizard th, .kdkit-wizard td { padding: 2px 8px; vertical-align: top; }
 .kdkit-wizard select { appearance: auto !important; background-image: none !important; }
 .kdkit-wizard input[type="checkbox"] { vertical-align: middle; margin: 0 6px 2px 0; }
+.kdkit-wizard input::placeholder { color: inherit; opacity: .75; font-style: italic; }
+.kdkit-wizard .kdkit-slider .widget-slider { flex: 1 1 6em; min-width: 5em; }
+.kdkit-wizard .kdkit-unset .noUi-connect, .kdkit-wizard .kdkit-unset .noUi-handle { opacity: .55; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 </style>"""
 """Fixes for JupyterLab: unselected tabs have a contrast of only 4.4 : 1, long labels are cut off, and the arrow of a list is black
 on a dark page."""
+
+LABELS = """<style onload="
+    const area = this.closest('.kdkit-wizard');
+    const label = () => area.querySelectorAll('.kdkit-slider').forEach(row => {
+        const handle = row.querySelector('.noUi-handle'), name = row.querySelector('label')?.textContent, value = row.querySelector('input');
+        for (const [key, text] of [['aria-label', name + ', slider'], ['aria-valuetext', value?.value || value?.placeholder]])
+            if (handle && handle.getAttribute(key) !== text) handle.setAttribute(key, text);
+    });
+    if (area && !area.labelled) { area.labelled = new MutationObserver(label); area.labelled.observe(area, { childList: true, subtree: true }); }
+    label();
+"></style>"""
+"""Names the handles of sliders for screen readers, by the field beside each, as ipywidgets gives them no name. A constant script: no name
+is ever written into it. Where scripts don't run, the fields beside the sliders, which have names, do the same."""
 
 KEYS = (
     "Keys: Tab and Shift-Tab move the focus, Space and Enter press a button; Space opens a list, arrow keys select. "

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class LayerStage(DistillStage):
     """A technique that compares outputs of layers of student and teacher."""
 
-    alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'; 0.5 weighs both equally, as in the papers", ge=0, le=1, search=(0.3, 1.0))
+    alpha: float = param(
+        0.5, "share of the teacher in the loss; the rest is the labels'; 0.5 weighs both equally, as in the papers", ge=0, le=1, search=(0.3, 1.0), main=True
+    )
     layers: tuple[str, ...] = param((), "pairs student_layer=teacher_layer, or one name for both; default: chosen by --match")
     match: Literal["uniform", "last"] = param("uniform", "which layers are chosen: spread over both nets, or the last ones")
     count: int | None = param(None, "number of chosen pairs; default: one for each layer of the student", ge=1)

@@ -26,7 +26,9 @@ class RelationStage(DistillStage):
     pools_maps: ClassVar[bool] = True
     """Whether an item's vector is the mean of its feature map, as in the papers that compare embeddings."""
 
-    alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'; 0.5 weighs both equally, as in the papers", ge=0, le=1, search=(0.3, 1.0))
+    alpha: float = param(
+        0.5, "share of the teacher in the loss; the rest is the labels'; 0.5 weighs both equally, as in the papers", ge=0, le=1, search=(0.3, 1.0), main=True
+    )
     layers: tuple[str, ...] = param((), "pairs student_layer=teacher_layer, or one name for both; default: the input of the head")
 
     def pairs(self, student: nn.Module, teacher: nn.Module | None, context: Context) -> tuple[Pair, ...]:

@@ -94,7 +94,7 @@ class Correlation(ResponseStage):
     relational: ClassVar[bool] = True
 
     alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.3, 1.0))
-    temperature: float = param(1.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8))
+    temperature: float = param(1.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8), main=True)
     inter_weight: float = param(1.0, "factor of the term over the classes of an item", ge=0, search=(0.5, 3))
     intra_weight: float = param(1.0, "factor of the term over the items of a class", ge=0, search=(0.5, 3))
 

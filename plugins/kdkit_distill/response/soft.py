@@ -51,7 +51,9 @@ class Soft(ResponseStage):
     id: ClassVar[str] = "distill.soft"
     known_as: ClassVar[tuple[str, ...]] = ("KD", "knowledge distillation", "logit distillation", "soft labels", "soft targets")
 
-    temperature: float = param(1.0, "softens both distributions; 1: no softening, for short trainings; 4, as often published, for long ones", gt=0, search=(1, 8))
+    temperature: float = param(
+        1.0, "softens both distributions; 1: no softening, for short trainings; 4, as often published, for long ones", gt=0, search=(1, 8), main=True
+    )
     divergence: Literal["forward", "reverse", "jensen-shannon", "mse", "cosine"] | None = param(
         None,
         "how student and teacher are compared: a divergence of probabilities, or mse or cosine of logits, vectors or numbers; "

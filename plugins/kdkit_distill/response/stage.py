@@ -29,7 +29,7 @@ def not_of_classes(task: Task) -> str:
 class Tempered(DistillStage):
     """A technique with a temperature, which may change over the training."""
 
-    temperature: float = param(4.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8))
+    temperature: float = param(4.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8), main=True)
     temperature_schedule: Shape = param("constant", "how the temperature changes to --temperature-end over the training", advanced=True)
     temperature_end: float = param(1.0, "the temperature at the end of a linear or cosine schedule", gt=0, advanced=True)
 

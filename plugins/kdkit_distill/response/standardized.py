@@ -73,7 +73,7 @@ class Standardized(ResponseStage):
     id: ClassVar[str] = "distill.standardized"
     known_as: ClassVar[tuple[str, ...]] = ("LogitStd", "LSKD", "logit standardization")
 
-    temperature: float = param(2.0, "softens the standardized logits; values for other techniques do not carry over", gt=0, search=(1, 4))
+    temperature: float = param(2.0, "softens the standardized logits; values for other techniques do not carry over", gt=0, search=(1, 4), main=True)
     weight: Weight = weighted(10.0, search=(1, 30))
 
     def incompatible_signals(self, student: Signal, teacher: Signal) -> str:

@@ -76,7 +76,7 @@ class Adversarial(Tempered):
     tried_as: ClassVar[str] = "--low -5 --high 5"
     compares_logits: ClassVar[bool] = True
 
-    objective: Literal["ard", "rslad"] = param("rslad", "loss and attack: ard attacks the labels, rslad the teacher's soft predictions")
+    objective: Literal["ard", "rslad"] = param("rslad", "loss and attack: ard attacks the labels, rslad the teacher's soft predictions", main=True)
     alpha: float = param(1.0, "share of the teacher in the loss; the rest is the labels', on clean inputs", gt=0, le=1, search=(0.5, 1.0))
     temperature: float | None = param(None, "softens both distributions; default: 30 for ard, 1 for rslad", gt=0)  # type: ignore[assignment]
     epsilon: float = param(8 / 255, "the largest change of a pixel, in units of the inputs before normalisation", gt=0)

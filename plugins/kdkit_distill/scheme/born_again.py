@@ -34,7 +34,7 @@ class BornAgain(Succession):
     id: ClassVar[str] = "distill.born-again"
     known_as: ClassVar[tuple[str, ...]] = ("BAN", "born-again networks")
 
-    generations: int = param(3, "trainings, each from fresh weights", ge=1, search=(1, 5))
+    generations: int = param(3, "trainings, each from fresh weights", ge=1, search=(1, 5), main=True)
     keep_generation: Literal["last", "best"] = param("last", "which generation is kept; best needs validation data")
 
     @property

@@ -86,7 +86,7 @@ class Discriminator(LayerStage):
     id: ClassVar[str] = "distill.discriminator"
     known_as: ClassVar[tuple[str, ...]] = ("KDGAN", "MEAL")
 
-    signal: Literal["features", "logits"] = param("features", "what the discriminator looks at")
+    signal: Literal["features", "logits"] = param("features", "what the discriminator looks at", main=True)
     alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.1, 0.9))
     match: Literal["uniform", "last"] = param("last", "which layers are chosen: spread over both nets, or the last ones")
     count: int | None = param(1, "number of chosen pairs of layers", ge=1)

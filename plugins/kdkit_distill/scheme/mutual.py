@@ -66,7 +66,7 @@ class Mutual(NoTeacher):
 
     alpha: float = param(0.5, "share of the other nets in the loss; the rest is the labels'", gt=0, lt=1, search=(0.1, 0.9))
     temperature: float = param(1.0, "softens the nets' predictions; 1, as in the paper: no softening", gt=0, search=(1, 4))
-    peers: int = param(2, "how many nets learn together, the student included", ge=2)
+    peers: int = param(2, "how many nets learn together, the student included", ge=2, main=True)
     partners: tuple[str, ...] = param((), "models of the session to train with the student, as copies, instead of newly initialized peers", names="model")
     keep_peer: Literal["student", "best"] = param("student", "which net is kept; best needs validation data, and no --partners")
 

@@ -107,7 +107,7 @@ class PseudoLabels(ResponseStage):
     tried_as: ClassVar[str] = "--no-labels --threshold 0"
 
     alpha: float = param(0.5, "share of the teacher's labels in the loss; the rest is the labels'", gt=0, le=1, search=(0.1, 0.9))
-    threshold: float = param(0.9, "least probability of the teacher's first choice that makes it a label", ge=0, le=1, search=(0.5, 0.99))
+    threshold: float = param(0.9, "least probability of the teacher's first choice that makes it a label", ge=0, le=1, search=(0.5, 0.99), main=True)
     form: Literal["hard", "soft"] = param("hard", "learn the teacher's class, or its whole distribution")
     temperature: float = param(1.0, "softens both distributions of the soft form", gt=0, search=(1, 8))
     labelled: str | None = param(None, "data with labels; each step uses a batch of it together with the unlabelled one", names="data")

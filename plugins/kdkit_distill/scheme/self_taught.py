@@ -65,7 +65,7 @@ class SelfTaught(NoTeacher):
     known_as: ClassVar[tuple[str, ...]] = ("self-distillation", "mean teacher", "snapshot distillation", "Tf-KD", "PS-KD")
 
     teacher_form: Literal["ema", "snapshot", "virtual"] = param("ema", "the teacher: an average of the student's weights, its last snapshot, or smoothed labels")
-    alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", gt=0, lt=1, search=(0.1, 0.9))
+    alpha: float = param(0.5, "share of the teacher in the loss; the rest is the labels'", gt=0, lt=1, search=(0.1, 0.9), main=True)
     momentum: float = param(0.999, "ema: share of the old average that a step keeps", ge=0, lt=1, search=(0.9, 0.9999))
     period: int = param(1, "snapshot: epochs from one to the next", ge=1)
     correctness: float = param(0.99, "virtual: probability of the right class", gt=0, lt=1)

@@ -19,7 +19,7 @@ class SeveralTeachers(ResponseStage):
 
     sample_options: ClassVar[str] = "--teachers {one} {other}"
 
-    teachers: tuple[str, ...] = param((), "models of the session, two or more; they replace --teacher", names="model")
+    teachers: tuple[str, ...] = param((), "models of the session, two or more; they replace --teacher", names="model", main=True)
 
     def required_inputs(self) -> Needs:
         return replace(super().required_inputs(), teacher=False)

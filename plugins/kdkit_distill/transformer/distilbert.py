@@ -46,7 +46,7 @@ class DistilBert(ResponseStage, TransformerStage):
     id: ClassVar[str] = "distill.distilbert"
 
     alpha: float = param(0.75, "share of the teacher in the loss; the rest is the labels'", ge=0, le=1, search=(0.5, 1.0))
-    temperature: float = param(2.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8))
+    temperature: float = param(2.0, "softens both distributions; 1: no softening", gt=0, search=(1, 8), main=True)
     soft_weight: float = param(5.0, "weight of the soft labels, relative to --cosine-weight", ge=0)
     cosine_weight: float = param(1.0, "weight of the cosine of hidden states, relative to --soft-weight", gt=0)
     tokens: Literal["attention", "labels"] = param("attention", "where soft labels count: on all tokens except padding, or only on those with a label", advanced=True)

@@ -127,7 +127,7 @@ class Layers(Tempered, TransformerStage):
 
     labels: bool = param(False, "learn from labels too; the paper does not; --alpha has no effect without labels")
     map: tuple[str, ...] = param((), "pairs student_block=teacher_block, counted from 0; default: evenly spread")
-    temperature: float = param(1.0, "softens both predictions", gt=0, search=(1, 8))
+    temperature: float = param(1.0, "softens both predictions", gt=0, search=(1, 8), main=True)
     intermediate_share: float | None = param(None, "share of the training for the layers only, the rest for the prediction only; default: both at once", ge=0, le=1)
     embedding_weight: float = param(1.0, "factor of the embeddings", ge=0, advanced=True)
     hidden_weight: float = param(1.0, "factor of the hidden states", ge=0, advanced=True)

@@ -109,7 +109,7 @@ class MiniLM(TransformerStage):
 
     labels: bool = param(False, "learn from labels too; the papers do not; --alpha has no effect without labels")
     compare: Literal["relations", "attention"] = param(
-        "relations", "relations of queries, keys and values (version 2), or attention and the relation of values (version 1)"
+        "relations", "relations of queries, keys and values (version 2), or attention and the relation of values (version 1)", main=True
     )
     relation_heads: int | None = param(None, "number of relation heads, which must divide both widths; default: up to 48", ge=1, search=(1, 64))
     teacher_layer: int | None = param(None, "the teacher's block to learn from, counted from 0; default: the last", ge=0)

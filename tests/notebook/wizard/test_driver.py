@@ -19,7 +19,7 @@ def test_what_a_person_reads_is_what_code_says(hand):
     hand.set("family", "distill")
     hand.set("technique", "soft")
     hand.set("teacher", "big")
-    hand.press("More options")
+    hand.press("All options")
     hand.set("steps", 2)
     hand.press("Add step")
     assert hand.lines == "%kd distill soft --steps 2 --teacher {big}"

@@ -46,7 +46,8 @@ class PipelineTab(Tab):
         self.add = self.button("Add step", "add this stage after the steps below", self._add, "primary")
         self.change = self.button("Change step", "replace the edited step with this stage", self._change, "primary")
         self.leave = self.button("Keep step", "stop editing and keep the step as it is", self._leave)
-        self.running = Form(Running, partial(suggestions, self.controller.workspace), fields=["on", "as_", "seed"])
+        self.running = Form(Running, partial(suggestions, self.controller.workspace), fields=["on", "as_", "seed"], front=(), folded="Start version, label, seed")
+        self.running.more.observe(lambda change: self._follow(), "value")
         self.forecast = widgets.HTML()
         self.predict = self.button("Predict", "predict parameters, bytes and MACs without running anything", self._predict)
         self.stop = self.button("Stop", "stop the running action within a second", self.controller.cancel)
@@ -179,14 +180,18 @@ class PipelineTab(Tab):
         self.operate("removed all steps", replace(self.controller.draft, steps=()), 0, "edit")
 
     def _placed(self) -> None:
-        """Copy start version, label and seed from the form to the draft."""
+        """Copy start version, label and seed from the form to the draft, if it is unfolded."""
+        if not self.running.more.value:
+            return
         values = self.running.values()
         draft = replace(self.controller.draft, start=str(values.get("on") or ""), label=str(values.get("as_") or ""), seed=values.get("seed"))
         if draft != self.controller.draft:
             self.controller.redraft(draft)
 
     def _follow(self) -> None:
-        """Copy start version, label and seed from the draft to the form."""
+        """Copy start version, label and seed from the draft to the form, if it is unfolded."""
+        if not self.running.more.value:
+            return
         draft = self.controller.draft
         options = {"on": draft.start or None, "as_": draft.label or None, "seed": draft.seed}
         if {name: value for name, value in options.items() if value is not None} != self.running.values():
