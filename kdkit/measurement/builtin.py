@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -21,15 +22,33 @@ from kdkit.models.evaluation import device_of
 from kdkit.models.traits import Trait
 
 
-def _latency(name: str, timing: Timing | None) -> Figure | None:
-    return None if timing is None else Figure(name, 1000 * timing.seconds, "ms", "lower", n=timing.n, ratio=timing.ratio)
+def _latency(subject: Subject) -> Figure | None:
+    return _timed(subject, subject.one_item, "latency", "ms", "lower", 1000)
+
+
+def _latency_of_many(subject: Subject) -> Figure | None:
+    return _timed(subject, subject.many_items, "latency_32", "ms", "lower", 1000)
 
 
 def _throughput(subject: Subject) -> Figure | None:
-    timing = subject.many_items
+    found = _timed(subject, subject.many_items, "throughput", "items/s", "higher", 1)
+    return None if found is None else replace(found, value=MANY / found.value, ratio=1 / found.ratio if found.ratio else None)
+
+
+def _timed(subject: Subject, timing: Timing | None, name: str, unit: str, better: str, per_second: float) -> Figure | None:
     if timing is None:
         return None
-    return Figure("throughput", MANY / timing.seconds, "items/s", "higher", n=timing.n, ratio=1 / timing.ratio if timing.ratio else None)
+    return Figure(
+        name,
+        per_second * timing.seconds,
+        unit,
+        better,
+        n=timing.n,
+        ratio=timing.ratio,
+        reference="" if timing.ratio is None else subject.reference_backend,
+        spread=timing.spread,
+        disturbed=not (timing.is_steady or subject.on_cuda),
+    )
 
 
 # memory and energy
@@ -85,8 +104,8 @@ BUILT_IN = (
     Measure("macs", "", "lower", _macs, real_only=True),
     Measure("memory", "B", "lower", _memory, real_only=True),
     Measure("moved", "B", "lower", _moved, real_only=True, headline=False),
-    Measure("latency", "ms", "lower", lambda subject: _latency("latency", subject.one_item), real_only=True),
-    Measure("latency_32", "ms", "lower", lambda subject: _latency("latency_32", subject.many_items), real_only=True, headline=False),
+    Measure("latency", "ms", "lower", _latency, real_only=True),
+    Measure("latency_32", "ms", "lower", _latency_of_many, real_only=True, headline=False),
     Measure("throughput", "items/s", "higher", _throughput, real_only=True, headline=False),
     Measure("energy", "J", "lower", _energy, real_only=True),
 )

@@ -3,8 +3,8 @@
 A figure that can't be measured is absent, never estimated. If a measure fails, the report's notes name it and the other measures
 still run. While masks or fake-quant are pending, size and speed are the values that the final model *would* have, marked as simulated.
 
-Times are medians of repeated calls. The calls of a version and of its parent alternate, so that their ratio is reliable also on a
-busy machine. Differences under 5 % are noise.
+Times are medians of repeated calls. The calls of a version and of the original alternate, so that their ratio is reliable also on a
+busy machine, and all times of a session are on one scale. Differences under 5 % are noise.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kdkit.measurement.evaluation_pass import EvaluationPass
 from kdkit.measurement.memory_traffic import Traffic, traffic
 from kdkit.measurement.predictions import PredictionStore
 from kdkit.measurement.report import Figure, Report
+from kdkit.measurement.time_scale import TimeScale
 from kdkit.measurement.timing import MANY, Timing, interleave
 from kdkit.models.copies import private_copy
 from kdkit.models.evaluation import device_of, evaluating
@@ -56,7 +57,8 @@ class Subject:
         example: a batch of inputs, if any.
         backend: the backend that runs the model.
         original: the session's first model; the version's agreement with it is measured.
-        parent: the parent version; the two are timed alternately.
+        reference: the original, to be timed alternately with the version; None for the original itself.
+        scale: of the times.
         budget_s: seconds to spend on each timing.
         predictions: keeps the outputs of models.
         measured: names of the measures that are asked for; empty: unknown.
@@ -71,7 +73,8 @@ class Subject:
     example: Batch | None
     backend: Backend
     original: nn.Module | None = None
-    parent: Subject | None = None
+    reference: Subject | None = None
+    scale: TimeScale = field(default_factory=TimeScale)
     budget_s: float = 0.5
     predictions: PredictionStore = field(default_factory=PredictionStore)
     measured: frozenset[str] = frozenset()
@@ -140,12 +143,20 @@ class Subject:
         batch = resize(self.example, size)
         with contextlib.ExitStack() as stack:
             calls = [stack.enter_context(self.running())]
-            if self.parent is not None:
-                with self._skip_on_error("no ratio of the latency to the parent's"):
-                    call = stack.enter_context(self.parent.running())
+            if self.reference is not None:
+                with self._skip_on_error("no ratio of the latency to the original's"):
+                    call = stack.enter_context(self.reference.running())
                     call(batch)
                     calls.append(call)
-            return interleave([partial(call, batch) for call in calls], self.budget_s)
+            timing = interleave([partial(call, batch) for call in calls], self.budget_s)
+        if self.model is self.original:
+            timing = replace(timing, ratio=1.0)
+        return timing if timing.ratio is None else self.scale.placed(timing, self.reference_backend, size)
+
+    @property
+    def reference_backend(self) -> str:
+        """The backend on which the original is timed."""
+        return (self.reference or self).backend.name
 
     @contextlib.contextmanager
     def _skip_on_error(self, what: str, home: str = "") -> Iterator[None]:
@@ -188,8 +199,8 @@ class PrivateSubject(Subject):
         return None if self._live.original is None else private_copy(self._live.original)
 
     @cached_property
-    def parent(self) -> Subject | None:
-        return None if self._live.parent is None else PrivateSubject.of(self._live.parent)
+    def reference(self) -> Subject | None:
+        return None if self._live.reference is None else PrivateSubject.of(self._live.reference)
 
     @cached_property
     def data(self) -> Data | None:
@@ -312,7 +323,7 @@ def measure(subject: Subject, measures: Iterable[Measure], call: Call = lambda m
                     raise KdError(f"another measure already returned a figure {figure.name!r}: {titles[figure.name]}")
                 figures[figure.name], titles[figure.name] = figure, each.title
     timings = [timing for name in ("one_item", "many_items") if (timing := vars(subject).get(name))]
-    load = "" if subject.on_cuda else next((timing.load for timing in timings if timing.load), "")
+    load = "" if subject.on_cuda else next((timing.disturbance for timing in timings if not timing.is_steady), "")
     return Report(tuple(figures.values()), tuple(dict.fromkeys(subject.notes)), load)
 
 

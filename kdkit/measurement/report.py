@@ -1,4 +1,4 @@
-"""The figures of a version, with unit, backend and ratio to the parent."""
+"""The figures of a version, with unit, backend and ratio to the original."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Figure:
         backend: the backend that ran the model.
         simulated: whether it is the value that the final model would have.
         n: number of evaluated items or timed calls.
-        ratio: ratio to the parent's figure, if both were measured together.
+        ratio: ratio to the original model's figure, if both were measured in turn; 1 for the original itself.
+        reference: backend on which the original was measured for that.
+        spread: how far apart repeated measurements were: the distance of their quartiles, as a share of their median.
+        disturbed: whether the measurement was unsteady, also when it was repeated.
         headline: whether tables of versions show it; other figures are only in the version's report.
 
     >>> Figure("size", 370_123, "B", "lower").text()
@@ -39,6 +42,9 @@ class Figure:
     n: int | None = None
     ratio: float | None = None
     headline: bool = True
+    reference: str = ""
+    spread: float | None = None
+    disturbed: bool = False
 
     @property
     def steady(self) -> bool:
@@ -46,8 +52,8 @@ class Figure:
         return self.name != "memory" and self.unit not in ("ns", "us", "ms", "s", "J", "mJ", "W", "items/s", "tokens/s")
 
     def text(self) -> str:
-        """The number with its unit, marked if it is simulated; "…" for a figure that is not steady while `KDKIT_STABLE=1`."""
-        return self._shown(number(self.value, self.unit)) + (" simulated" if self.simulated else "")
+        """The number with its unit, marked with "~" if it is disturbed and if it is simulated; "…" for a figure that is not steady while `KDKIT_STABLE=1`."""
+        return self._shown("~" * self.disturbed + number(self.value, self.unit)) + (" simulated" if self.simulated else "")
 
     def against(self, other: Figure) -> str:
         """Compare with another figure of the same name: a difference for a quality, a factor for a cost; "" if the other is 0.
@@ -74,7 +80,7 @@ class Report(Mapping[str, Figure]):
     Attributes:
         figures: the figures, with unique names.
         notes: what could not be measured and why.
-        load: a note on other work that disturbed the timing; empty on a quiet machine.
+        load: a note on what disturbed the timing; empty on a quiet machine.
 
     >>> Report((Figure("accuracy", 0.9512, n=1000), Figure("size", 370_123, "B", "lower")))
     figure     value     n
@@ -123,7 +129,7 @@ class Report(Mapping[str, Figure]):
             "figure": [figure.name for figure in self.figures],
             "value": [None if figure.simulated else Cell(figure.text()) for figure in self.figures],
             "simulated": [Cell(replace(figure, simulated=False).text()) if figure.simulated else "" for figure in self.figures],
-            "to parent": ["" if figure.ratio is None else Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
+            "to original": ["" if figure.ratio in (None, 1) else Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
             "n": ["" if figure.n is None else Cell(figure._shown(str(figure.n))) for figure in self.figures],
         }
         kept = {name: cells for name, cells in columns.items() if name in ("figure", "value") or any(cell != "" for cell in cells)}

@@ -13,7 +13,7 @@ from kdkit.guards.torch_modes import restore_torch_modes
 from kdkit.measurement.report import Report
 from kdkit.models.stored_form import Storage
 from kdkit.models.traits import traits_of
-from kdkit.session.history import Version
+from kdkit.session.history import History, Version
 from kdkit.session.measuring import Measuring
 from kdkit.session.state import SessionState
 from kdkit.tasks import Call
@@ -35,11 +35,10 @@ class Evaluation(SessionState):
         if data is not None:
             measuring = replace(self._measuring(), data=self.objects.adopt(data, self.settings["batch_size"]), measures=("quality", "agreement"))
             return measuring.measure(model)
-        parent = self.history.versions[chosen.parent].model if chosen.parent is not None else None
-        report = self._measured(model, parent, storage=chosen.storage)
+        report = self._measured(model, storage=chosen.storage)
         # a second thread may have changed its label meanwhile
-        self.history = self.history.replaced(replace(self.version(chosen), report=report))
-        return report
+        self._commit(self.history.replaced(replace(self.version(chosen), report=report)))
+        return self.version(chosen).report
 
     def answering(self, model: nn.Module) -> AbstractContextManager[Call]:
         """A function that returns a model's output for a batch, on the session's backend; a version does not run again on what it ran on before."""
@@ -48,14 +47,18 @@ class Evaluation(SessionState):
             return backend.runner(model)  # it is the user's, who may change it
         return self._predictions.answering(model, backend.name, lambda: backend.runner(model))
 
-    def _measured(self, model: nn.Module, parent: nn.Module | None = None, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
-        return self._measuring().measure(model, parent, check_cancelled, storage)
+    def _measured(self, model: nn.Module, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
+        return self._measuring().measure(model, check_cancelled, storage)
 
     def _measuring(self) -> Measuring:
-        settings = self.settings
-        return Measuring(self.task, self.objects.get("eval"), self.objects.example(), settings["backend"], self.original, settings["measures"], self._predictions)
+        data, example, settings = self.objects.get("eval"), self.objects.example(), self.settings
+        return Measuring(self.task, data, example, settings["backend"], self.original, settings["measures"], self._predictions, self._scale)
 
     def _adopt(self, model: nn.Module, label: str, origin: str) -> Version:
         version = Version(self.history.next, model, self._measured(model), traits_of(model), origin=origin)
-        self.history = self.history.grown([version], label)
+        self._commit(self.history.grown([version], label))
         return self.head
+
+    def _commit(self, history: History) -> None:
+        """Make a history the session's; its times are on the scale that the last timing may have changed."""
+        self.history = history.reported(self._scale.applied)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -160,6 +160,11 @@ class History:
     def replaced(self, version: Version) -> History:
         """With a version in place of the one with the same number."""
         return replace(self, versions={**self.versions, version.number: version})
+
+    def reported(self, change: Callable[[Report], Report]) -> History:
+        """With every report changed."""
+        changed = {version.number: (version, change(version.report)) for version in self}
+        return replace(self, versions={number: version if report == version.report else replace(version, report=report) for number, (version, report) in changed.items()})
 
     def undo(self) -> History:
         """With the head one stage back; bridges are undone together with the stage that they were inserted for."""

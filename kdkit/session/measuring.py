@@ -14,6 +14,7 @@ from kdkit.measurement.builtin import BUILT_IN
 from kdkit.measurement.measure import Measure, Subject, measure
 from kdkit.measurement.predictions import PredictionStore
 from kdkit.measurement.report import Figure, Report
+from kdkit.measurement.time_scale import TimeScale
 from kdkit.models import Storage
 from kdkit.plugins.manager import manager
 from kdkit.session.settings import SessionSettings
@@ -70,6 +71,7 @@ class Measuring:
         original: the model that the agreement is measured with.
         measures: names of the measures; None for all.
         predictions: keeps the outputs of models.
+        scale: of the times.
     """
 
     task: Task | None
@@ -79,17 +81,18 @@ class Measuring:
     original: nn.Module
     measures: tuple[str, ...] | None = None
     predictions: PredictionStore = field(default_factory=PredictionStore)
+    scale: TimeScale = field(default_factory=TimeScale)
 
-    def measure(self, model: nn.Module, parent: nn.Module | None = None, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
-        """The report of a model, timed in turn with its parent's model if there is one; its size is that of its stored form.
+    def measure(self, model: nn.Module, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
+        """The report of a model, timed in turn with the original; its size is that of its stored form.
 
         Raises:
             Cancelled: by `check_cancelled`.
         """
-        beside = None if parent is None else self._subject(parent)
-        subject = replace(self._subject(model), parent=beside, check_cancelled=check_cancelled, bytes_saved=bytes_saved(model, storage))
+        reference = None if model is self.original else self._subject(self.original)
+        subject = replace(self._subject(model), reference=reference, check_cancelled=check_cancelled, bytes_saved=bytes_saved(model, storage))
         with seeded(0):
             return measure(subject, choose_measures(self.measures), _call)
 
     def _subject(self, model: nn.Module) -> Subject:
-        return Subject(model, self.task, self.data, self.example, choose_backend(self.backend, model), self.original, predictions=self.predictions)
+        return Subject(model, self.task, self.data, self.example, choose_backend(self.backend, model), self.original, predictions=self.predictions, scale=self.scale)

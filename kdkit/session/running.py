@@ -31,7 +31,7 @@ class Runner:
     Attributes:
         history, objects, task: of the session.
         context: (title, observe, seed) -> the context of a stage.
-        measure: (model, its parent's model, check_cancelled, its storage) -> the report.
+        measure: (model, check_cancelled, its storage) -> the report.
         trackers: loggers that receive the events of stages.
     """
 
@@ -39,7 +39,7 @@ class Runner:
     objects: Objects
     task: Task | None
     context: Callable[[str, Observe | None, int], Context]
-    measure: Callable[[nn.Module, nn.Module | None, Callable[[], None], Storage | None], Report]
+    measure: Callable[[nn.Module, Callable[[], None], Storage | None], Report]
     trackers: tuple[Any, ...] = ()
 
     def steps(self, pipeline: Pipeline, start: Version) -> list[Planned]:
@@ -105,7 +105,7 @@ class Runner:
 
     def _run_step(self, step: Planned, parent: Version, number: int, seed: int, observe: Observe) -> Version:
         context = self.context(step.stage.title, observe, seed)
-        return make(step, parent, number, context, lambda model, storage: self.measure(model, parent.model, context.check_cancelled, storage), self.trackers)
+        return make(step, parent, number, context, lambda model, storage: self.measure(model, context.check_cancelled, storage), self.trackers)
 
 
 def trait_sources(history: History, version: Version) -> dict[str, str]:

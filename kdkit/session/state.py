@@ -20,6 +20,7 @@ from kdkit.guards.cleanup import always_run
 from kdkit.guards.scratch import ScratchFolder
 from kdkit.guards.torch_modes import restore_torch_modes
 from kdkit.measurement.predictions import PredictionStore
+from kdkit.measurement.time_scale import TimeScale
 from kdkit.session import task_lookup
 from kdkit.session.history import History, Version
 from kdkit.session.measuring import choose_backend
@@ -69,6 +70,7 @@ class SessionState:
         self._cancelled = threading.Event()
         self._scratch = ScratchFolder()
         self._predictions = PredictionStore()
+        self._scale = TimeScale()
         self._removed = RemovedVersions()
         self._after_drop = None
         self._written = WrittenFiles()

@@ -109,21 +109,23 @@ def test_peak_memory_on_cuda_is_what_its_allocator_held_beyond_what_was_there(mo
     assert measure(subject(backend=Cuda()), names("memory"))["memory"].value == 250
 
 
-def test_latency_has_a_ratio_to_the_parent_and_throughput_its_inverse(monkeypatch):
-    monkeypatch.setattr("kdkit.measurement.measure.interleave", lambda calls, budget_s: timing.Timing(0.016, 0.5 if len(calls) > 1 else None, 7))
-    report = measure(subject(parent=subject()), names("latency", "latency_32", "throughput"))
-    assert [(figure.name, figure.value, figure.ratio, figure.n) for figure in report.values()] == [
-        ("latency", 16.0, 0.5, 7), ("latency_32", 16.0, 0.5, 7), ("throughput", 2000.0, 2.0, 7),
+def test_times_have_a_ratio_to_the_original_and_are_on_one_scale_with_it(monkeypatch):
+    monkeypatch.setattr("kdkit.measurement.measure.interleave", lambda calls, budget_s: timing.Timing(0.016, 0.5 if len(calls) > 1 else None, 7, "", 0.1, 0.032))
+    base = subject()
+    version = subject(reference=base, original=base.model)
+    report = measure(version, names("latency", "latency_32", "throughput"))
+    assert [(figure.name, figure.value, figure.ratio, figure.n, figure.spread) for figure in report.values()] == [
+        ("latency", 16.0, 0.5, 7, 0.1), ("latency_32", 16.0, 0.5, 7, 0.1), ("throughput", 2000.0, 2.0, 7, 0.1),
     ]  # fmt: skip
-    alone = measure(subject(), names("latency", "throughput"))
-    assert {figure.ratio for figure in alone.values()} == {None}
+    alone = measure(subject(base.model, original=base.model), names("latency", "throughput"))
+    assert {figure.ratio for figure in alone.values()} == {1}
 
 
-def test_a_parent_that_cannot_run_costs_the_ratio_and_not_the_latency():
-    report = measure(subject(parent=subject(nn.Linear(3, 2))), names("latency"))
+def test_an_original_that_cannot_run_costs_the_ratio_and_not_the_latency():
+    report = measure(subject(reference=subject(nn.Linear(3, 2))), names("latency"))
     assert report["latency"].ratio is None
     assert len(report.notes) == 1
-    assert report.notes[0].startswith("no ratio of the latency to the parent's: a linear layer expects 3 features")
+    assert report.notes[0].startswith("no ratio of the latency to the original's: a linear layer expects 3 features")
 
 
 def test_energy_a_call_is_what_the_meter_gained_over_the_calls(monkeypatch):

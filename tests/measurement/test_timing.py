@@ -30,7 +30,25 @@ def test_the_time_is_the_median_and_the_ratio_the_median_of_the_rounds(monkeypat
     monkeypatch.setattr(timing, "_seconds", lambda call: next(durations[call()]))
     monkeypatch.setattr(timing, "_warm_up", lambda calls, budget_s: None)
     timed = interleave([lambda: "a", lambda: "b"], budget_s=0, least=3)
-    assert (timed.seconds, timed.ratio) == (2.0, 1.0)
+    assert (timed.seconds, timed.ratio, timed.reference_seconds) == (2.0, 1.0, 2.0)
+
+
+def test_a_timing_whose_rounds_differ_is_taken_again_and_the_steadier_one_counts(monkeypatch):
+    monkeypatch.setattr(timing, "_warm_up", lambda calls, budget_s: None)
+    monkeypatch.setattr(timing, "LEAST_SHARE", 0)
+    durations = iter([1.0, 2.0, 9.0, 3.0, 3.0, 3.0])
+    monkeypatch.setattr(timing, "_seconds", lambda call: next(durations))
+    timed = interleave([lambda: None], budget_s=0, least=3)
+    assert (timed.seconds, timed.spread, timed.is_steady) == (3.0, 0, True)
+
+
+def test_a_timing_that_stays_unsteady_says_so(monkeypatch):
+    monkeypatch.setattr(timing, "_warm_up", lambda calls, budget_s: None)
+    monkeypatch.setattr(timing, "LEAST_SHARE", 0)
+    durations = iter([1.0, 2.0, 9.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(timing, "_seconds", lambda call: next(durations))
+    timed = interleave([lambda: None], budget_s=0, least=3)
+    assert (timed.seconds, timed.is_steady, timed.disturbance) == (2.0, False, "the times of repeated calls differed by 50%")
 
 
 def test_a_call_that_gets_less_than_a_core_is_reported_as_load_on_the_machine():
