@@ -7,7 +7,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # processes that tests start would compile kdkit anew, each of them
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick soak lab notebooks bench lint clean
+.PHONY: demo test quick soak lab notebooks docs bench lint clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kdkit needs Python 3.11 or newer; choose one with make PYTHON=...")'
@@ -39,6 +39,10 @@ soak: $(VENV)/ready
 
 notebooks: $(VENV)/ready
 	for notebook in notebooks/*.ipynb; do KDKIT_STABLE=1 $(BIN)/python -m notebooks.execute $$notebook notebooks || exit 1; done
+
+# the documentation site: build/site/html/index.html
+docs: $(VENV)/ready
+	$(BIN)/python -m notebooks.documentation build/site
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

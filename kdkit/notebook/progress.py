@@ -27,11 +27,11 @@ DRAWING_PAUSE = 100
 
 
 @contextlib.contextmanager
-def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
-    """Show progress during the block; yields the progress callback, or None where nothing is shown."""
+def watch(shell: InteractiveShell, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """Show progress during the block; yields the progress callback."""
     view = None if quiet or os.environ.get("KDKIT_STABLE") == "1" else _view(shell)
     if view is None:
-        yield None
+        yield lambda progress: None
         return
     clock = Clock()
 

@@ -15,6 +15,7 @@ from kdkit.pipelines.pipeline import Pipeline
 from kdkit.session.comparison_report import PairedComparison, TrialRun
 from kdkit.session.control import parent_of, pipeline_since, read_control, trainer, with_loop_of
 from kdkit.session.history import Version
+from kdkit.session.progress_bar import observed
 from kdkit.session.session import Session
 from kdkit.session.settings import check_integer
 from kdkit.stages.context import Progress
@@ -73,7 +74,9 @@ def compare_with(
     """
     compared, start = subject(session, version, stages, on)
     wanted = _control(session, control, compared, start)
-    return contrast(session, compared, with_loop_of(wanted, compared, session) if same_loop else wanted, start, seeds, seed, data, observe)
+    control_pipeline = with_loop_of(wanted, compared, session) if same_loop else wanted
+    with observed(observe, session.settings["verbose"]) as shown:
+        return contrast(session, compared, control_pipeline, start, seeds, seed, data, shown)
 
 
 def subject(session: Session, version: Any = None, stages: Any = None, on: Any = None) -> tuple[Pipeline, Version]:

@@ -122,8 +122,8 @@ class Session(StageRuns, VersionMoves, VersionFiles):
         Raises:
             KdError: a stage is running.
         """
-        with self._busy():
-            yield self._context(title, self._observe)
+        with self._busy(self._observe) as observe:
+            yield self._context(title, observe)
 
     def __getattr__(self, name: str) -> Any:
         """Methods that views replaced: `session.pareto(...)` was `session.show("pareto ...")`."""

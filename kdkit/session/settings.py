@@ -42,6 +42,7 @@ class SessionSettings(Settings):
     backend: str = param("cpu", "where versions run and are measured: cpu, cpu-bf16, cuda, int8, ...")
     seed: int = param(0, "random seed of every stage", ge=0)
     batch_size: int = param(32, "batch size for data given as one array", ge=1)
+    verbose: bool | None = param(None, "whether sessions in plain Python show progress bars; default: on terminals and in notebooks")
     others: Any = param(None, "any other object, under the name by which stages refer to it", names="others")
 
     @classmethod

@@ -37,7 +37,7 @@ class StageRuns(Evaluation):
         """
         earlier = self._earlier_run(label, on)
         start = self.version(on) if earlier is None else earlier.start
-        with self._busy():
+        with self._busy(observe) as observe:
             return self._runner().predict(Pipeline.of(stages), start, observe)
 
     def run(self, stages: Any, *, on: Any = None, label: str = "", seed: int | None = None, observe: Observe | None = None) -> Version:
@@ -67,7 +67,7 @@ class StageRuns(Evaluation):
         [('@thin', 'decompose svd --ratio 0.9')]
         """
         pipeline, label = Pipeline.of(stages), checked(label) if label else ""
-        with self._busy():
+        with self._busy(observe) as observe:
             earlier = self._earlier_run(label, on)
             if earlier is not None:
                 made = [each for part, _ in self._runner().run(pipeline, earlier.start, self._seed(seed, pipeline), observe) for each in part]
@@ -105,7 +105,7 @@ class StageRuns(Evaluation):
         >>> session.rerun("@thin", seed=1).seed
         1
         """
-        with self._busy():
+        with self._busy(observe) as observe:
             earlier = run_since_change(self.history, self.version(version))
             history, start, made = self.history, earlier.start, list[Version]()
             numbers = {earlier.versions[0].parent: start.number}
@@ -151,8 +151,8 @@ class StageRuns(Evaluation):
         >>> [version.name for version in session.versions]
         ['@base']
         """
-        with self.experiment() as trial:
-            return trial(stages, on=on, seed=seed, observe=observe)
+        with self._busy(observe) as shown:
+            return self._trial(stages, on=on, seed=seed, observe=shown)
 
     @contextlib.contextmanager
     def experiment(self) -> Iterator[Callable[..., Version]]:
@@ -171,8 +171,8 @@ class StageRuns(Evaluation):
         ...     [trial(f"decompose svd --ratio {ratio}")["parameters"] for ratio in (0.5, 0.9)]
         [16, 28]
         """
-        with self._busy():
-            yield self._trial
+        with self._busy() as shown:
+            yield lambda stages, *, observe=None, **options: self._trial(stages, observe=observe or shown, **options)
 
     def _trial(self, stages: Any, *, on: Any = None, seed: int | None = None, observe: Observe | None = None) -> Version:
         pipeline, start = Pipeline.of(stages), self.version(on)

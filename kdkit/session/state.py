@@ -25,6 +25,7 @@ from kdkit.session import task_lookup
 from kdkit.session.history import History, Version
 from kdkit.session.measuring import choose_backend
 from kdkit.session.objects import Objects
+from kdkit.session.progress_bar import observed
 from kdkit.session.removed import RemovedVersions
 from kdkit.session.running import Observe
 from kdkit.session.settings import DEFAULTS, SessionSettings, changed_settings, refuse_other_names
@@ -176,8 +177,11 @@ class SessionState:
         )
 
     @contextlib.contextmanager
-    def _busy(self) -> Iterator[None]:
+    def _busy(self, observe: Observe | None = None) -> Iterator[Observe]:
         """A block that runs stages, or adds or removes versions; only one at a time.
+
+        Yields:
+            The callback for progress: `observe`, or else that of a progress bar.
 
         Raises:
             KdError: another thread is in such a block.
@@ -192,4 +196,5 @@ class SessionState:
             if self._running.setdefault("block", block) is not block:
                 raise KdError("a stage is running in this session", "wait for it, or cancel it first")
             self._cancelled.clear()
-            yield
+            with observed(observe, self.settings["verbose"]) as shown:
+                yield shown

@@ -48,11 +48,12 @@ def test_the_next_stage_begins_again():
 
 
 @pytest.mark.parametrize(("quiet", "stable", "tty"), [(True, "0", True), (False, "1", True), (False, "0", False)])
-def test_nothing_is_shown_when_quiet_stable_or_without_anyone_to_see(quiet, stable, tty, monkeypatch):
+def test_nothing_is_shown_when_quiet_stable_or_without_anyone_to_see(quiet, stable, tty, monkeypatch, capsys):
     monkeypatch.setenv("KDKIT_STABLE", stable)
     monkeypatch.setattr("sys.stdout.isatty", lambda: tty, raising=False)
     with watch(types.SimpleNamespace(kernel=None), quiet) as observe:
-        assert observe is None
+        observe(Progress("b", 0, 10))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_terminal_gets_one_line_that_is_wiped(monkeypatch, capsys):
