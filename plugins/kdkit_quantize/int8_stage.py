@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -103,27 +104,48 @@ class Int8Stage(Stage):
 
     @property
     def narrow(self) -> bool:
-        """Whether weights stay within 7 bits."""
+        """Whether weights of 8 bits stay within 7."""
+        if self.bits[1] > 8:
+            return False
         return not has_dot_product() if self.reduce_range == "auto" else self.reduce_range == "yes"
 
     def types(self) -> tuple[QuantType, QuantType]:
         """Of activations and of weights."""
         from onnxruntime.quantization import QuantType
 
+        each = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8, "u16": QuantType.QUInt16, "s16": QuantType.QInt16}
+        activations, weights = self._type_names()
+        return each[activations], each[weights]
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Of activations and of weights."""
+        activations, weights = self._type_names()
+        return int(activations[1:]), int(weights[1:])
+
+    def _type_names(self) -> tuple[str, str]:
         layout = fastest_layout() if self.layout == "auto" else self.layout
-        each = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
-        return each[layout[:2]], each[layout[2:]]
+        activations, weights = re.findall(r"[us]\d+", layout)
+        return activations, weights
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
-        """The size, from which weights will take one byte; no calibration."""
+        """The size, from the bytes that a weight will take; no calibration."""
         if not isinstance(model, OnnxModel):
             return Forecast(model)
         plan = self.plan(model.graph())
-        held = {tensor.name: tensor for tensor in plan.model.graph.initializer}
-        scales = sum(min(held[name].dims) for layer in plan.layers for name in layer.weights) if self.per_channel else 0
+        added = self.added_bytes(plan)
         shorten_names(plan.model.graph)
         untied = OnnxModel(plan.model.SerializeToString(), model.signature)
-        return Forecast(untied, size_bytes=plan.model.ByteSize() - 3 * plan.elements + 5 * scales)
+        return Forecast(untied, size_bytes=plan.model.ByteSize() - (4 - self.bits[1] // 8) * plan.elements + added)
+
+    def added_bytes(self, plan: Plan) -> int:
+        """About how many bytes scales and zero points take."""
+        return 5 * self.channels(plan)
+
+    def channels(self, plan: Plan) -> int:
+        """Scales of all weights."""
+        held = {tensor.name: tensor for tensor in plan.model.graph.initializer}
+        return sum(min(held[name].dims) for layer in plan.layers for name in layer.weights) if self.per_channel else 0
 
     def pack(self, quantized: ModelProto, plan: Plan, source: OnnxModel, without: tuple[str, ...] = ()) -> OnnxModel:
         """The quantized graph as a model, tidied.
@@ -141,7 +163,7 @@ class Int8Stage(Stage):
         """Note what is held in 8 bits, and what is not."""
         graph = made.graph()
         share = sum(map(numel, packed_of(graph))) / sum(map(numel, weights_of(graph)))
-        context.note(f"{share:.1%} of the weights in 8 bits: {len(plan.layers)} of {len(plan.layers) + len(plan.left)} layers")
+        context.note(f"{share:.1%} of the weights in {self.bits[1]} bits: {len(plan.layers)} of {len(plan.layers) + len(plan.left)} layers")
         if plan.left:
             names = [f"{layer.module} ({layer.operator})" if layer.operator in FLOAT_ONLY else layer.module for layer in plan.left]
             context.note(f"in float: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}")

@@ -1,19 +1,19 @@
-"""Static quantization: weights and activations in 8 bits, with ranges observed on calibration data.
+"""Static quantization: weights and activations in 8 bits, or 16, with ranges observed on calibration data.
 
-The right choice for convolutional nets. Ranges: smallest and largest value (minmax), without the outermost share of values
-(percentile), or the range that loses least information (entropy: Migacz, "8-bit inference with TensorRT", GTC 2017).
+The right choice for convolutional nets. `kdkit_quantize.arithmetic.clipping` explains how a range is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
 from kdkit import Batch, Context, KdError, Needs, param
-from kdkit.backends.onnx import OnnxModel
+from kdkit.backends.onnx import OnnxModel, module_of
+from kdkit_quantize.arithmetic import Grid, Histogram, Range, choose_range
 from kdkit_quantize.calibration import calibrate
 from kdkit_quantize.int8_stage import Int8Stage, Plan, contained
 from kdkit_quantize.layers import multiplies_activations
@@ -30,9 +30,12 @@ _BETWEEN = (
 
 _Ranges = dict[str, tuple[float, float]]
 
+PAIR_BYTES = 100
+"""Of a pair of quantize and dequantize in a graph, with scale and zero point."""
+
 
 class Static(Int8Stage):
-    """Hold weights and activations in 8 bits, with ranges observed on calibration data, in onnxruntime; for convolutional nets.
+    """Hold weights and activations in 8 or 16 bits, with ranges observed on calibration data, in onnxruntime; for convolutional nets.
 
     Operations between the convolutions (sums, activations, pooling) stay in 8 bits too. In transformers only products with
     weights are quantized; there quantize dynamic is usually better.
@@ -43,25 +46,43 @@ class Static(Int8Stage):
     needs: ClassVar = Needs(calibration=True, packages=("onnx", "onnxruntime"))
     offered: ClassVar = (*_WEIGHTED, "Gather", *_BETWEEN)
 
-    method: Literal["minmax", "entropy", "percentile"] = param(
-        "minmax", "how an activation's range follows from the values seen", search=("minmax", "entropy"), main=True
+    method: Literal["minmax", "mse", "kl", "entropy", "percentile", "admm"] = param(
+        "minmax",
+        "how an activation's range follows from the values seen: all of it, least squared error, least information lost (kl, also called entropy), "
+        "without outliers, or ADMM",
+        search=("minmax", "mse", "entropy"),
+        main=True,
     )
     percentile: float = param(99.99, "share of values within the range, for --method percentile", gt=50, le=100, unit="%")
     activations: Literal["asymmetric", "symmetric"] = param("asymmetric", "asymmetric ranges lose no level where values are of one sign")
+    layout: Literal["auto", "u8s8", "u8u8", "s8s8", "u16s8", "u16s16", "s16s8", "s16s16"] = param(
+        "auto", "types of activations and weights; auto takes what this machine is fastest at; 16 bits are nearly exact, and slower than float", advanced=True
+    )  # type: ignore[assignment]
     batches: int = param(16, "calibration batches to stream", ge=1, main=True)
-    form: Literal["auto", "operators", "pairs"] = param(
-        "auto", "8-bit operators (smaller file) or pairs of quantize and dequantize; auto: operators where they run", advanced=True
+    form: Literal["pairs", "operators", "auto"] = param(
+        "pairs",
+        "pairs of quantize and dequantize, which other runtimes read too; or 8-bit operators, a smaller file for onnxruntime alone; auto: operators where they run",
+        advanced=True,
     )
 
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
         """Options that can't go together."""
         yield from super().check(model, context)
-        if self.layout == "u8u8" and self.form == "operators":
+        if self.form == "operators" and self.layout == "u8u8":
             yield "quantize static: --layout u8u8 --form operators: 8-bit convolutions take s8 weights; use --form pairs"
+        if self.form == "operators" and "16" in self.layout:
+            yield f"quantize static: --layout {self.layout} --form operators: onnxruntime has no 16-bit operators; use --form pairs"
 
     def usual(self, model: ModelProto) -> tuple[str, ...]:
         """For a transformer the products with weights; otherwise all that runs in 8 bits."""
         return ("MatMul", "Gemm", "Gather") if multiplies_activations(model) else (*_WEIGHTED, "Gather", *_BETWEEN)
+
+    def added_bytes(self, plan: Plan) -> int:
+        """With the pairs and, for each layer, the scales of its bias."""
+        if self._form(plan.attention) == "operators":
+            return super().added_bytes(plan)
+        operators = self.chosen_operators(plan.model)
+        return 13 * self.channels(plan) + PAIR_BYTES * (len(plan.layers) + sum(node.op_type in operators for node in plan.model.graph.node))
 
     @contained()
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
@@ -70,10 +91,29 @@ class Static(Int8Stage):
         plan = self.plan(model.graph())
         if plan.attention:
             context.note("a transformer: products of activations stay in float; quantize dynamic needs no data and is usually the better choice")
-        ranges = calibrate(model, self._watched(plan), context.calibration(self.batches), context, self.method, self.percentile, self.batches)
+        observer = Range if self.method == "minmax" else Histogram
+        seen = calibrate(model, self._watched(plan), context.calibration(self.batches), context, observer, self.batches)
+        ranges = self._ranges(seen)
         made = self._made(model, plan, ranges, context)
         self.tell(made, plan, context)
+        self._tell_clipping(seen, ranges, plan, context)
         return made
+
+    def _ranges(self, seen: Mapping[str, Range]) -> _Ranges:
+        grid, symmetric = Grid(self.bits[0]), self.activations == "symmetric"
+        return {name: choose_range(each, self.method, grid, symmetric, self.percentile) for name, each in seen.items()}
+
+    def _tell_clipping(self, seen: Mapping[str, Range], ranges: _Ranges, plan: Plan, context: Context) -> None:
+        """Note the share of the activations outside of their ranges, and where it is largest."""
+        histograms = {name: each for name, each in seen.items() if isinstance(each, Histogram)}
+        if not histograms:
+            return
+        outside = {name: each.share_outside(*ranges[name]) for name, each in histograms.items()}
+        total = sum(each.counts.sum() for each in histograms.values())
+        share = sum(outside[name] * each.counts.sum() for name, each in histograms.items()) / max(1, total)
+        most = max(outside, key=outside.__getitem__)
+        where = f"; most in {_place(plan.model, most)}: {outside[most]:.2%}, kept {_interval(ranges[most])} of {_interval((seen[most].lowest, seen[most].highest))}"
+        context.note(f"clipping by {self.method}: {share:.3%} of the activations are outside of their ranges{where if outside[most] else ''}")
 
     def _made(self, model: OnnxModel, plan: Plan, ranges: _Ranges, context: Context) -> OnnxModel:
         """In the smaller form, if onnxruntime runs it."""
@@ -124,6 +164,16 @@ class Static(Int8Stage):
         )  # fmt: skip
         quantizer.quantize_model()
         return restore_names(quantizer.model.model, names)
+
+
+def _place(model: ModelProto, tensor: str) -> str:
+    """The module that makes an activation, with the operator; or the input's name."""
+    node = next((node for node in model.graph.node if tensor in node.output), None)
+    return f"input {tensor}" if node is None else f"{module_of(node) or node.name} ({node.op_type})"
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
 def _failure(made: OnnxModel, context: Context) -> KdError | None:

@@ -39,7 +39,7 @@ def weights_of(model: ModelProto) -> list[TensorProto]:
     """The initializers that are weights: not shapes, indices, or the scales and zero points of quantization."""
     from onnx import TensorProto
 
-    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT32, *_packed_types())
     aside = set(_scale_names(model.graph))
     return [tensor for tensor in model.graph.initializer if tensor.dims and numel(tensor) > 1 and tensor.data_type in kinds and tensor.name not in aside]
 
@@ -56,10 +56,14 @@ def _scale_names(graph: GraphProto) -> Iterator[str]:
 
 
 def packed_of(model: ModelProto) -> list[TensorProto]:
-    """The weights stored in 8 bits."""
+    """The weights stored in 8 or 16 bits."""
+    return [tensor for tensor in weights_of(model) if tensor.data_type in _packed_types()]
+
+
+def _packed_types() -> tuple[int, ...]:
     from onnx import TensorProto
 
-    return [tensor for tensor in weights_of(model) if tensor.data_type in (TensorProto.INT8, TensorProto.UINT8)]
+    return TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16
 
 
 # MACs ------------------------------------------------------------------------------------------------------------

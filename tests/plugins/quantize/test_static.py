@@ -40,7 +40,10 @@ def first(output) -> torch.Tensor:
 
 
 def cosine(name: str, made: OnnxModel, items: int = 8) -> float:
-    batch = zoo.batch(name, items=items, seed=7)
+    return cosine_on(zoo.batch(name, items=items, seed=7), name, made)
+
+
+def cosine_on(batch: Batch, name: str, made: OnnxModel) -> float:
     return nn.functional.cosine_similarity(first(batch.call(made)).flatten(), first(batch.call(exported(name))).flatten(), 0).item()
 
 
@@ -70,11 +73,12 @@ def test_every_weight_of_a_convolutional_net_takes_a_byte(name):
     assert count_parameters(made) == count_parameters(exported(name))
     assert notes[0].endswith("layers")
     assert "in float" not in " ".join(notes)
-    assert size_bytes(made) < size_bytes(exported(name)) / 1.8
+    assert size_bytes(made) < size_bytes(exported(name)) / 1.3
+    assert size_bytes(of_zoo(name, form="operators")[0]) < size_bytes(exported(name)) / 1.8
 
 
 def test_operators_make_a_smaller_file_than_pairs_and_the_same_answers():
-    small, large = of_zoo("cnn")[0], of_zoo("cnn", form="pairs")[0]
+    small, large = of_zoo("cnn", form="operators")[0], of_zoo("cnn")[0]
     assert size_bytes(small) < size_bytes(large)
     assert "QLinearConv" in operators(small)
     assert "QLinearConv" not in operators(large)
@@ -96,7 +100,7 @@ def folded(model: nn.Module) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_graph_holds_the_weights_rounded_by_hand(per_channel):
-    made, _ = of_zoo("cnn", per_channel=per_channel, reduce_range="no")
+    made, _ = of_zoo("cnn", per_channel=per_channel, reduce_range="no", form="operators")
     held = convolutions(made)
     assert len(held) == 5
     for (stored, scale, zero, _), weight in zip(held, folded(zoo.cnn()), strict=True):
@@ -135,26 +139,51 @@ def test_u8_weights_come_as_pairs_and_are_refused_as_operators():
 
 def test_without_vnni_the_weights_stay_within_seven_bits(monkeypatch):
     monkeypatch.setattr("kdkit_quantize.int8_stage.has_dot_product", lambda: False)
-    made, notes = of_zoo("cnn")
+    made, notes = of_zoo("cnn", form="operators")
     assert max(np.abs(stored.astype(int)).max() for stored, *_ in convolutions(made)) <= 64
     assert any("no VNNI" in note for note in notes)
-    assert max(np.abs(stored.astype(int)).max() for stored, *_ in convolutions(of_zoo("cnn", reduce_range="no")[0])) == 127
+    assert max(np.abs(stored.astype(int)).max() for stored, *_ in convolutions(of_zoo("cnn", reduce_range="no", form="operators")[0])) == 127
 
 
 @pytest.mark.slow
-def test_each_method_gives_ranges_of_its_own():
+def test_each_method_gives_ranges_of_its_own_and_notes_what_it_clips():
     outlier = zoo.batch("cnn", items=64)
     outlier.args[0][0, 0, 0, 0] = 40.0
     onnx, entries = exported("cnn"), {}
-    for options in ({"method": "minmax"}, {"method": "entropy"}, {"method": "percentile"}, {"method": "percentile", "percentile": 99.0}):
-        made, _ = quantized(onnx, outlier, form="pairs", **options)
+    named = [{"method": name} for name in ("minmax", "mse", "kl", "entropy", "admm", "percentile")]
+    for options in (*named, {"method": "percentile", "percentile": 99.0}):
+        made, notes = quantized(onnx, outlier, form="pairs", **options)
+        clipping = [note for note in notes if note.startswith(f"clipping by {options['method']}: ")]
+        assert len(clipping) == (options["method"] != "minmax")
+        assert all("of the activations are outside of their ranges; most in " in note for note in clipping if options["method"] != "mse")
         graph = made.graph().graph
         held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         entry = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
         entries[tuple(options.values())] = float(held[entry.input[1]]) * 255
     assert entries[("minmax",)] == pytest.approx(40 - outlier.args[0].min().item(), rel=1e-3)
     assert entries[("percentile", 99.0)] < entries[("percentile",)] < entries[("minmax",)]
-    assert entries[("entropy",)] < entries[("minmax",)] / 2
+    assert entries[("kl",)] == entries[("entropy",)] < entries[("minmax",)] / 2
+    assert entries[("mse",)] < entries[("minmax",)]
+    assert entries[("admm",)] == pytest.approx(entries[("mse",)], rel=0.05)
+
+
+@pytest.mark.parametrize(("layout", "activation", "weight"), [("u16s8", np.uint16, np.int8), ("u16s16", np.uint16, np.int16), ("s16s16", np.int16, np.int16)])
+def test_sixteen_bits_are_nearly_exact(layout, activation, weight):
+    made, notes = of_zoo("cnn", layout=layout)
+    graph = made.graph().graph
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert {held[node.input[2]].dtype.type for node in graph.node if node.op_type == "QuantizeLinear"} == {activation}
+    assert {numpy_helper.to_array(tensor).dtype.type for tensor in packed_of(made.graph()) if len(tensor.dims) > 1} == {weight}
+    assert f"in {8 * weight().itemsize} bits" in notes[0]
+    seen = zoo.batch("cnn")
+    assert 1 - cosine_on(seen, "cnn", made) < (1 - cosine_on(seen, "cnn", of_zoo("cnn")[0])) / (1.2 if weight is np.int8 else 20)
+    assert traits_of(made) == {Trait.ONNX, Trait.PACKED_WEIGHTS}
+
+
+@pytest.mark.parametrize("layout", ["u16s8", "s16s16"])
+def test_operators_of_sixteen_bits_are_refused_before_any_work(layout):
+    problems = list(Static(layout=layout, form="operators").check(exported("cnn"), Context(task=Classification())))
+    assert problems == [f"quantize static: --layout {layout} --form operators: onnxruntime has no 16-bit operators; use --form pairs"]
 
 
 def test_symmetric_activations_have_their_zero_in_the_middle():
@@ -189,7 +218,7 @@ def test_only_as_many_batches_are_read_as_asked():
 
 
 def test_layers_that_are_skipped_stay_in_float_and_are_named():
-    made, notes = of_zoo("cnn", skip=("blocks.0", "head"))
+    made, notes = of_zoo("cnn", skip=("blocks.0", "head"), form="operators")
     assert len(convolutions(made)) == 3
     assert operators(made).count("Conv") == 2
     assert "in float: blocks.0.conv1, blocks.0.conv2, head" in notes
@@ -198,7 +227,7 @@ def test_layers_that_are_skipped_stay_in_float_and_are_named():
 
 
 def test_only_the_operators_named_are_quantized():
-    made, _ = of_zoo("cnn", operators=("Conv",))
+    made, _ = of_zoo("cnn", operators=("Conv",), form="operators")
     assert "QLinearConv" in operators(made)
     assert "Gemm" in operators(made)
     assert "QLinearAdd" not in operators(made)
@@ -219,7 +248,7 @@ def test_attention_products_stay_in_float_and_dynamic_is_recommended():
 
 def test_the_choice_between_forms_falls_back_where_operators_do_not_run(monkeypatch):
     monkeypatch.setattr("kdkit_quantize.static._failure", lambda made, context: KdError("no kernel"))
-    made, notes = of_zoo("cnn")
+    made, notes = of_zoo("cnn", form="auto")
     assert "QLinearConv" not in operators(made)
     assert any("as pairs" in note for note in notes)
     with pytest.raises(KdError, match="no kernel"):
@@ -239,9 +268,10 @@ def test_it_says_nothing_on_the_side(capfd, caplog):
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_the_forecast_knows_the_size_without_data():
-    forecast = Static().forecast(exported("cnn"), Context(task=Classification()))
-    assert forecast.size_bytes == pytest.approx(size_bytes(of_zoo("cnn")[0]), rel=0.1)
+@pytest.mark.parametrize("options", [{}, {"form": "operators"}, {"layout": "u16s16"}])
+def test_the_forecast_knows_the_size_without_data(options):
+    forecast = Static(**options).forecast(exported("cnn"), Context(task=Classification()))
+    assert forecast.size_bytes == pytest.approx(size_bytes(of_zoo("cnn", **options)[0]), rel=0.1)
 
 
 def test_a_graph_with_stale_shapes_is_quantized_all_the_same():
