@@ -159,6 +159,27 @@ class Data:
 
         return Data(first, f"the first {items} of {self.reason}", None if self.items is None else min(items, self.items), self.numbered)
 
+    def sample(self, items: int) -> Data:
+        """Some of the items, from batches that are spread evenly over a pass; the first ones where the number of items is not known.
+
+        >>> [batch.flatten().tolist() for batch in (each.args[0] for each in Data(lambda: torch.arange(8).split(2), "pairs", 8).sample(4))]
+        [[0, 1], [4, 5]]
+        """
+        total = self.items
+        if total is None or items >= total:
+            return self.take(items)
+
+        def spread() -> Iterator[Batch]:
+            passed = taken = 0
+            for batch in self.batches():
+                if taken < items and taken * total <= items * passed:
+                    chosen = batch[: items - taken]
+                    yield chosen
+                    taken += chosen.size
+                passed += batch.size
+
+        return Data(spread, f"{items} of {self.reason}", items, self.numbered)
+
     def __repr__(self) -> str:
         return f"Data({self.reason})"
 
@@ -239,6 +260,15 @@ class MapDataset(Data):
     def take(self, items: int) -> MapDataset:
         some = Subset(self._dataset, range(min(items, len(self._dataset))))
         made = MapDataset(some, f"the first {items} of {self.reason}", self.batch_size, self._collate, self._loading, self._drop_last)
+        made.prepare = self.prepare
+        return made
+
+    def sample(self, items: int) -> Data:
+        """Items drawn at random, in order, the same each time; only these are loaded."""
+        if items >= len(self._dataset):
+            return self
+        drawn = sorted(random.Random(0).sample(range(len(self._dataset)), items))
+        made = MapDataset(Subset(self._dataset, drawn), f"{items} of {self.reason}", self.batch_size, self._collate, self._loading, self._drop_last)
         made.prepare = self.prepare
         return made
 

@@ -54,6 +54,8 @@ class Subject:
         model: the version's model.
         task: the task that evaluates its outputs; None without data.
         data: the evaluation data, if any.
+        data_name: their name.
+        total: how many items all the evaluation data have, if `data` is a sample of them.
         example: a batch of inputs, if any.
         backend: the backend that runs the model.
         original: the session's first model; the version's agreement with it is measured.
@@ -73,6 +75,8 @@ class Subject:
     example: Batch | None
     backend: Backend
     original: nn.Module | None = None
+    data_name: str = ""
+    total: int | None = None
     reference: Subject | None = None
     scale: TimeScale = field(default_factory=TimeScale)
     budget_s: float = 0.5
@@ -107,7 +111,7 @@ class Subject:
     def evaluation_pass(self) -> EvaluationPass:
         """The pass through the evaluation data."""
         compared = self.original is not None and "agreement" in self.measured
-        return EvaluationPass(self.task, self.answering, self._original_answering if compared else None, self.check_cancelled)
+        return EvaluationPass(self.task, self.answering, self._original_answering if compared else None, self.check_cancelled, self.total is not None)
 
     @cached_property
     def traits(self) -> frozenset[str]:

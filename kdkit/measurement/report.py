@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from typing import Any
 
 from kdkit.display.table import Cell, Table, number, volatile
 from kdkit.errors import KdError, describe_exception, printable
+
+EVAL, EARLIER, OTHER_DATA = "eval", "earlier eval", "other data"
+"""Names of data: a session's evaluation data, those that it had before, and data for one measurement."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class Figure:
         backend: the backend that ran the model.
         simulated: whether it is the value that the final model would have.
         n: number of evaluated items or timed calls.
+        data: name of the data that it was measured on; empty for other figures.
+        total: how many items these data have, if only a sample was evaluated.
+        margin: half the width of the 95 % confidence interval of a sample's figure.
         ratio: ratio to the original model's figure, if both were measured in turn; 1 for the original itself.
         reference: backend on which the original was measured for that.
         spread: how far apart repeated measurements were: the distance of their quartiles, as a share of their median.
@@ -45,6 +51,9 @@ class Figure:
     reference: str = ""
     spread: float | None = None
     disturbed: bool = False
+    data: str = ""
+    total: int | None = None
+    margin: float | None = None
 
     @property
     def steady(self) -> bool:
@@ -52,8 +61,9 @@ class Figure:
         return self.name != "memory" and self.unit not in ("ns", "us", "ms", "s", "J", "mJ", "W", "items/s", "tokens/s")
 
     def text(self) -> str:
-        """The number with its unit, marked with "~" if it is disturbed and if it is simulated; "…" for a figure that is not steady while `KDKIT_STABLE=1`."""
-        return self._shown("~" * self.disturbed + number(self.value, self.unit)) + (" simulated" if self.simulated else "")
+        """The number with its unit and margin, marked if it is disturbed ("~") or simulated; "…" while `KDKIT_STABLE=1` if it is not steady."""
+        margin = "" if self.margin is None else f" ±{self.margin:.2g}"
+        return self._shown("~" * self.disturbed + number(self.value, self.unit)) + margin + " simulated" * self.simulated
 
     def against(self, other: Figure) -> str:
         """Compare with another figure of the same name: a difference for a quality, a factor for a cost; "" if the other is 0.
@@ -104,6 +114,17 @@ class Report(Mapping[str, Figure]):
     def __len__(self) -> int:
         return len(self.figures)
 
+    def with_quality(self, other: Report, measures: Collection[str]) -> Report:
+        """This report with the figures on evaluation data that another one has, and its notes on them.
+
+        Args:
+            other: holds only such figures.
+            measures: names of the measures that gave them.
+        """
+        kept = [figure for figure in self.figures if not figure.data and figure.name not in other]
+        notes = [note for note in self.notes if not note.startswith(tuple(f"{name} was not measured" for name in measures)) and note not in other.notes]
+        return replace(self, figures=(*other.figures, *kept), notes=(*other.notes, *notes))
+
     def as_data(self) -> dict[str, Any]:
         """The report as plain JSON data."""
         return {"figures": [asdict(figure) for figure in self.figures], "notes": list(self.notes), "load": self.load}
@@ -130,7 +151,8 @@ class Report(Mapping[str, Figure]):
             "value": [None if figure.simulated else Cell(figure.text()) for figure in self.figures],
             "simulated": [Cell(replace(figure, simulated=False).text()) if figure.simulated else "" for figure in self.figures],
             "to original": ["" if figure.ratio in (None, 1) else Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
-            "n": ["" if figure.n is None else Cell(figure._shown(str(figure.n))) for figure in self.figures],
+            "n": ["" if figure.n is None else Cell(figure._shown(str(figure.n)) + (f" of {figure.total}" if figure.total else "")) for figure in self.figures],
+            "data": [figure.data if figure.data not in ("", EVAL) else "" for figure in self.figures],
         }
         kept = {name: cells for name, cells in columns.items() if name in ("figure", "value") or any(cell != "" for cell in cells)}
         return Table(list(kept), list(zip(*kept.values(), strict=True)))

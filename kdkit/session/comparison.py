@@ -18,6 +18,7 @@ from kdkit.session.history import Version
 from kdkit.session.progress_bar import observed
 from kdkit.session.session import Session
 from kdkit.session.settings import check_integer
+from kdkit.session.state import SessionState
 from kdkit.stages.context import Progress
 from kdkit.training.stage import TrainStage
 from kdkit.training.together import Together
@@ -153,7 +154,7 @@ class _Trials:
 
     def __init__(self, session: Session, start: Version, data: Any):
         self.start, self.session = start, copy.copy(session)
-        self.session.set(measures=("quality",), **({} if data is None else {"eval": data}))
+        SessionState.set(self.session, measures=("quality",), **({} if data is None else {"eval": data}))
         task, held = self.session.task, self.session.objects.get("eval")
         if task is None or held is None or (task.needs_labels and not held.labelled):
             raise KdError("a comparison needs evaluation data with labels, and the session has none", "%kd set --eval {held_out_loader}, or --data {held_out_loader}")

@@ -5,37 +5,87 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
 from kdkit.guards.torch_modes import restore_torch_modes
-from kdkit.measurement.report import Report
+from kdkit.measurement.report import OTHER_DATA, Report
 from kdkit.models.stored_form import Storage
 from kdkit.models.traits import traits_of
+from kdkit.session.evaluated_data import EvaluatedData, on_earlier_data
 from kdkit.session.history import History, Version
 from kdkit.session.measuring import Measuring
+from kdkit.session.objects import Objects
 from kdkit.session.state import SessionState
 from kdkit.tasks import Call
+
+DECIDE_QUALITY = frozenset({"eval", "sample", "task", "output", "loss", "metric"})
+"""What the figures on evaluation data depend on."""
+
+ON_DATA = ("quality", "map", "rouge_l", "agreement")
+"""The measures that need evaluation data."""
 
 
 @restore_torch_modes
 class Evaluation(SessionState):
     """The part of a session that measures versions."""
 
-    def evaluate(self, version: Any = None, data: Any = None) -> Report:
+    def set(self, **given: Any) -> Self:
+        """Change settings, data, the teacher, the tokenizer, or any other object; None removes an object.
+
+        With other evaluation data, or another task, the original is measured; figures of other versions are marked as those of earlier
+        data, and `evaluate` measures these again.
+
+        Args:
+            given: settings and objects by name, as for `Session`.
+
+        Raises:
+            KdError: data can't be converted or the model can't be called with it, or a setting's value is wrong; nothing is changed then.
+        """
+        before = self.objects, self.settings, self.task, self.trackers
+        super().set(**given)
+        try:
+            if self.history.versions and given.keys() & DECIDE_QUALITY and "eval" in self.objects:
+                self._measure_late(before[0])
+        except BaseException:
+            self.objects, self.settings, self.task, self.trackers = before
+            raise
+        return self
+
+    def _measure_late(self, before: Objects) -> None:
+        """Measure the original on evaluation data that were not there, and mark what was measured on others."""
+        is_other = before.get("eval") is not self.objects["eval"]
+        history = self.history.reported(on_earlier_data) if is_other else self.history
+        base = next((version for version in history if version.model is self.original), None)
+        if base is not None:
+            report = self._measured(self.original, storage=base.storage) if before.example() is None else self._with_quality(base)
+            history = history.replaced(replace(base, report=report))
+        self._commit(history)
+
+    def _with_quality(self, version: Version, all: bool = False) -> Report:
+        """A version's report, with its figures on the evaluation data measured again."""
+        measuring = self._measuring(all)
+        chosen = tuple(name for name in measuring.measures or ON_DATA if name in ON_DATA)
+        return version.report.with_quality(replace(measuring, measures=chosen).measure(self.history.model_of(version)), chosen)
+
+    def evaluate(self, version: Any = None, data: Any = None, all: bool = False) -> Report:
         """Measure a version again and store the report with it. On new data, only return its quality.
 
         Args:
             version: default: the head.
             data: new data, in any form.
+            all: measure its quality on all of the evaluation data, where only a sample was evaluated, and leave other figures.
+
+        Raises:
+            KdError: the version was dropped, or the data can't be converted.
         """
         chosen = self.version(version)
         model = self.history.model_of(chosen)
         if data is not None:
-            measuring = replace(self._measuring(), data=self.objects.adopt(data, self.settings["batch_size"]), measures=("quality", "agreement"))
-            return measuring.measure(model)
-        report = self._measured(model, storage=chosen.storage)
+            adopted = EvaluatedData(self.objects.adopt(data, self.settings["batch_size"]), OTHER_DATA)
+            return replace(self._measuring(), evaluated=adopted, measures=("quality", "agreement")).measure(model)
+        report = self._with_quality(chosen, all=True) if all else self._measured(model, storage=chosen.storage)
         # a second thread may have changed its label meanwhile
         self._commit(self.history.replaced(replace(self.version(chosen), report=report)))
         return self.version(chosen).report
@@ -50,9 +100,10 @@ class Evaluation(SessionState):
     def _measured(self, model: nn.Module, check_cancelled: Callable[[], None] = lambda: None, storage: Storage | None = None) -> Report:
         return self._measuring().measure(model, check_cancelled, storage)
 
-    def _measuring(self) -> Measuring:
-        data, example, settings = self.objects.get("eval"), self.objects.example(), self.settings
-        return Measuring(self.task, data, example, settings["backend"], self.original, settings["measures"], self._predictions, self._scale)
+    def _measuring(self, all: bool = False) -> Measuring:
+        settings, example = self.settings, self.objects.example()
+        evaluated = EvaluatedData.of(self.objects.get("eval"), "all" if all else settings["sample"])
+        return Measuring(self.task, evaluated, example, settings["backend"], self.original, settings["measures"], self._predictions, self._scale)
 
     def _adopt(self, model: nn.Module, label: str, origin: str) -> Version:
         version = Version(self.history.next, model, self._measured(model), traits_of(model), origin=origin)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from kdkit.display.table import Cell, Table, base_value
 from kdkit.display.table_text import TableText, write_csv, write_latex, write_markdown
 from kdkit.errors import KdError
+from kdkit.measurement.report import EARLIER, EVAL
 from kdkit.session.history import Version
 
 Format = Literal["markdown", "latex", "csv"]
@@ -98,7 +99,17 @@ class Listing:
         for version in self.versions:
             for note in version.report.notes:
                 about.setdefault(note, []).append(version.name)
+            if note := self._on_data(version):
+                about.setdefault(note, []).append(version.name)
         return [note if len(names) == len(self.versions) else f"{', '.join(names)}: {note}" for note, names in about.items()]
+
+    def _on_data(self, version: Version) -> str:
+        """A remark on figures that can't be compared with those of other versions, because of the data; empty if all can."""
+        if any(figure.data == EARLIER for figure in version.report.values()):
+            return f"measured on evaluation data that were replaced since; %kd eval {version.name} measures it again"
+        has_data = any(figure.data == EVAL for each in self.versions for figure in each.report.values())
+        is_measured = any(figure.data for figure in version.report.values()) or any(" was not measured" in note for note in version.report.notes)
+        return "" if not has_data or is_measured or version.model is None else f"measured before there were evaluation data; %kd eval {version.name} measures it again"
 
     def __repr__(self) -> str:
         return "\n".join([repr(self.table), *(f"note: {remark}" for remark in self.remarks)])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from kdkit.data import Batch, Data
+from kdkit.data import Batch
 from kdkit.guards.random_state import seeded
 from kdkit.measurement.builtin import BUILT_IN
 from kdkit.measurement.measure import Measure, Subject, measure
@@ -17,6 +17,7 @@ from kdkit.measurement.report import Figure, Report
 from kdkit.measurement.time_scale import TimeScale
 from kdkit.models import Storage
 from kdkit.plugins.manager import manager
+from kdkit.session.evaluated_data import EvaluatedData
 from kdkit.session.settings import SessionSettings
 from kdkit.session.stored_form import bytes_saved
 from kdkit.tasks import Task
@@ -65,7 +66,7 @@ class Measuring:
 
     Attributes:
         task: computes the metrics; None while there is no data.
-        data: to measure quality on; None if there is none.
+        evaluated: the data to measure quality on.
         example: one batch of inputs; None if there is no data.
         backend: name of the backend to run on.
         original: the model that the agreement is measured with.
@@ -75,7 +76,7 @@ class Measuring:
     """
 
     task: Task | None
-    data: Data | None
+    evaluated: EvaluatedData
     example: Batch | None
     backend: str
     original: nn.Module
@@ -95,4 +96,15 @@ class Measuring:
             return measure(subject, choose_measures(self.measures), _call)
 
     def _subject(self, model: nn.Module) -> Subject:
-        return Subject(model, self.task, self.data, self.example, choose_backend(self.backend, model), self.original, predictions=self.predictions, scale=self.scale)
+        return Subject(
+            model,
+            self.task,
+            self.evaluated.data,
+            self.example,
+            choose_backend(self.backend, model),
+            self.original,
+            self.evaluated.name,
+            self.evaluated.total,
+            predictions=self.predictions,
+            scale=self.scale,
+        )

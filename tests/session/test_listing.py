@@ -38,9 +38,9 @@ def test_the_reason_is_in_every_table_in_which_the_quality_is_missing(wrong: str
 
 def test_a_reason_that_is_not_of_all_versions_names_those_that_it_is_of() -> None:
     session = Session(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), eval=(X, Y + 1), measures=("quality", "parameters"))
+    session.run("decompose svd --ratio 0.5", label="thin")
     session.set(eval=(X, Y))
-    session.run("decompose svd --ratio 0.5")
-    assert "note: @base: quality was not measured" in str(session.status())
+    assert "note: @thin: quality was not measured" in str(session.status())
 
 
 def test_a_dataframe_has_a_row_for_each_version_and_figures_in_base_units():

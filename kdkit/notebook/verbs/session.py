@@ -161,9 +161,10 @@ class Eval(Verb):
 
     version: str | None = param(None, "a version; default: the head", names="version")
     data: Any = param(None, "new data; the figures in the version's report don't change", names="data")
+    all: bool = param(False, "measure the quality on all of the eval data, where only a sample was evaluated")
 
     def run(self, workspace: Workspace) -> Any:
-        return workspace.session.evaluate(self.version, data=self.data)
+        return workspace.session.evaluate(self.version, data=self.data, all=self.all)
 
 
 class Undo(Verb):

@@ -1,0 +1,49 @@
+"""Evaluated data: which items of the evaluation data a version is measured on at first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kdkit.data import Data
+from kdkit.measurement.report import EARLIER, EVAL, Report
+
+LARGE = 20_000
+"""Items from which a sample is measured at first, unless the setting `sample` says otherwise."""
+
+FIRST = 5_000
+"""Items of such a sample: an accuracy is then known to 1.4 points or better, with 95 % confidence."""
+
+
+def on_earlier_data(report: Report) -> Report:
+    """A report whose figures on the evaluation data are marked as those of data that were replaced."""
+    return replace(report, figures=tuple(replace(figure, data=EARLIER) if figure.data == EVAL else figure for figure in report.figures))
+
+
+@dataclass(frozen=True)
+class EvaluatedData:
+    """The data that versions are measured on.
+
+    Attributes:
+        data: all or a sample of the evaluation data; None if there are none.
+        name: of the data.
+        total: items of all the evaluation data if `data` is a sample; None otherwise.
+    """
+
+    data: Data | None
+    name: str = EVAL
+    total: int | None = None
+
+    @classmethod
+    def of(cls, data: Data | None, sample: int | Literal["all"] | None) -> EvaluatedData:
+        """The data that the setting `sample` chooses.
+
+        >>> EvaluatedData.of(Data(lambda: [], "many", 60_000), None).data
+        Data(5000 of many)
+        >>> EvaluatedData.of(Data(lambda: [], "many", 60_000), "all").total is None
+        True
+        """
+        if data is None or sample == "all" or data.items is None or (sample is None and data.items <= LARGE):
+            return cls(data)
+        items = FIRST if sample is None else sample
+        return cls(data) if items >= data.items else cls(data.sample(items), total=data.items)
