@@ -11,6 +11,7 @@ _find, __dir__, __all__ = attach(
         "computed_weights": ["ComputedTensor", "computed_tensors"],
         "copies": ["private_copy"],
         "derived_inputs": ["derive_inputs"],
+        "export_forms": ["has_export_forms", "in_export_forms"],
         "evaluation": ["device_of", "evaluating", "frozen"],
         "function_model": ["FunctionModel"],
         "layer_selection": ["select_layers"],

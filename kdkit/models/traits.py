@@ -109,12 +109,17 @@ def uncertain_after(adds: Iterable[str], before: Iterable[str]) -> frozenset[str
     """The traits of which a stage's declaration does not decide whether its result has them.
 
     A stage that packs weights may skip some layers, depending on its options and the model: the traits of float weights that the model
-    had before then stay or go. A trait that the model lacked, or that the stage adds, is certain.
+    had before then stay or go. An export to onnxruntime keeps packed weights for which it has an operator. A trait that the model lacked, or
+    that the stage adds, is certain.
 
     >>> sorted(uncertain_after({Trait.PACKED_WEIGHTS}, {Trait.FLOAT_WEIGHTS})), sorted(uncertain_after({Trait.PACKED_WEIGHTS}, ()))
     ([<Trait.FLOAT_WEIGHTS: 'float_weights'>], [])
+    >>> sorted(uncertain_after({Trait.ONNX}, {Trait.PACKED_WEIGHTS}))
+    [<Trait.PACKED_WEIGHTS: 'packed_weights'>]
     """
     added = frozenset(adds)
+    if Trait.ONNX in added:
+        return frozenset({Trait.PACKED_WEIGHTS}) & frozenset(before)
     return frozenset({Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE, Trait.TRAINABLE}) & frozenset(before) - added if Trait.PACKED_WEIGHTS in added else frozenset()
 
 

@@ -12,7 +12,7 @@ from kdkit.backends.onnx.export import to_onnx
 from kdkit.backends.onnx.model import OnnxModel
 from kdkit.data import Batch
 from kdkit.errors import KdError
-from kdkit.models import find_difference
+from kdkit.models import find_difference, has_export_forms, in_export_forms, private_copy
 from kdkit.models.traits import Trait, traits_of
 from kdkit.storage.atomic_file import replace_path
 from kdkit.storage.pretrained_folder import write_pretrained
@@ -90,7 +90,8 @@ def _graph(model: nn.Module, example: Batch | None) -> OnnxModel:
 
 def _inputs_for(model: nn.Module, example: Batch | None) -> Batch:
     """The batch to trace a model with, if the model can be traced."""
-    unsupported = traits_of(model) & {Trait.ADAPTERS_ATTACHED, Trait.MASKS_PENDING, Trait.PACKED_WEIGHTS}
+    form = in_export_forms(private_copy(model)) if has_export_forms(model) else model
+    unsupported = traits_of(form) & {Trait.ADAPTERS_ATTACHED, Trait.MASKS_PENDING, Trait.PACKED_WEIGHTS}
     if unsupported:
         raise KdError(f"a version with {', '.join(sorted(unsupported)).replace('_', ' ')} can't be exported", "merge or fold first, such as %kd peft merge")
     if example is None:

@@ -6,7 +6,7 @@ Each call computes the float weight from the integers, uses it and drops it agai
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,24 @@ class _PackedLayer(nn.Module):
         self.packed = packed
         self.train(layer.training)
 
+    def kdkit_exported(self) -> nn.Module:
+        """The form in which it is exported to ONNX: packed, where onnxruntime can run that, or else in float."""
+        from kdkit_quantize.packed_export import exported
+
+        return exported(self)
+
+    def unpacked(self) -> nn.Module:
+        """The layer in float, with the weight that the integers stand for."""
+        raise NotImplementedError
+
+    def _put(self, layer: Any) -> Any:
+        """Give a layer without numbers the weight and the bias."""
+        weight: Any = self.weight
+        layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        if "bias" in self._parameters:
+            layer.bias = self._parameters["bias"]
+        return layer.train(self.training)
+
     def extra_repr(self) -> str:
         return f"bias={self._parameters.get('bias') is not None}"
 
@@ -119,6 +137,9 @@ class PackedLinear(_PackedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
 
+    def unpacked(self) -> nn.Module:
+        return self._put(nn.Linear(self.in_features, self.out_features, bias=False, device="meta"))
+
 
 class PackedTransposedLinear(_PackedLayer):
     """The `Conv1D` of transformers, (..., in) -> (..., out), with a packed weight that is held as (out, in)."""
@@ -133,6 +154,12 @@ class PackedTransposedLinear(_PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
+
+    def unpacked(self) -> nn.Module:
+        from transformers.pytorch_utils import Conv1D
+
+        with torch.device("meta"):
+            return self._put(Conv1D(self.nf, self.nx))
 
 
 class PackedEmbedding(_PackedLayer, nn.Embedding):
@@ -149,6 +176,9 @@ class PackedEmbedding(_PackedLayer, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         return self.packed.rows(input)
 
+    def unpacked(self) -> nn.Module:
+        return self._put(nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, sparse=self.sparse, device="meta"))
+
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
@@ -160,6 +190,8 @@ _GEOMETRY = (
 
 
 class _PackedConvolution(_PackedLayer):
+    plain: ClassVar[Any]
+
     def __init__(self, layer: nn.modules.conv._ConvNd, packed: PackedWeight):
         self._take(layer, packed, _GEOMETRY)
 
@@ -172,6 +204,10 @@ class _PackedConvolution(_PackedLayer):
         convolve: Any = self._conv_forward
         return convolve(input, self.packed(input.dtype), _like(self.bias, input))
 
+    def unpacked(self) -> nn.Module:
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        return self._put(self.plain(self.in_channels, self.out_channels, *geometry, bias=False, padding_mode=self.padding_mode, device="meta"))
+
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}"
 
@@ -179,13 +215,19 @@ class _PackedConvolution(_PackedLayer):
 class PackedConv1d(_PackedConvolution, nn.Conv1d):  # type: ignore[override]
     """A one-dimensional convolution with a packed weight."""
 
+    plain = nn.Conv1d
+
 
 class PackedConv2d(_PackedConvolution, nn.Conv2d):  # type: ignore[override]
     """A two-dimensional convolution with a packed weight."""
 
+    plain = nn.Conv2d
+
 
 class PackedConv3d(_PackedConvolution, nn.Conv3d):  # type: ignore[override]
     """A three-dimensional convolution with a packed weight."""
+
+    plain = nn.Conv3d
 
 
 PACKED_KINDS: dict[type, Any] = {

@@ -8,7 +8,7 @@ _find, __dir__, __all__ = attach(
     __name__,
     {
         "export": ["to_onnx"],
-        "graph": ["every_name", "module_of", "numel", "packed_of", "rename_tensors", "shorten_names", "tidy", "untie_transposed", "weights_of"],
+        "graph": ["PACKED_OPERATORS", "every_name", "module_of", "numel", "packed_of", "rename_tensors", "shorten_names", "tidy", "untie_transposed", "weights_of"],
         "model": ["OnnxModel", "open_session"],
     },
 )

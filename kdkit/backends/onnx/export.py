@@ -18,6 +18,7 @@ from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.guards import explain_error
 from kdkit.models.copies import private_copy
+from kdkit.models.export_forms import has_export_forms, in_export_forms
 from kdkit.models.output_comparison import relative_difference, rounding_tolerance
 
 if TYPE_CHECKING:
@@ -106,11 +107,13 @@ def _refuse_growing(model: nn.Module, output: Any, other: Any) -> None:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """The model itself if it is on the CPU in full precision, otherwise a float32 copy on the CPU."""
+    """The model itself if it is on the CPU in full precision, otherwise a float32 copy on the CPU, with the modules replaced that are exported in another form."""
     tensors = [*model.parameters(), *model.buffers()]
-    if all(tensor.device.type == "cpu" and tensor.dtype not in _HALF for tensor in tensors):
+    packed = has_export_forms(model)
+    if not packed and all(tensor.device.type == "cpu" and tensor.dtype not in _HALF for tensor in tensors):
         return model
-    return private_copy(model).cpu().float()
+    plain = private_copy(model).cpu().float()
+    return in_export_forms(plain) if packed else plain
 
 
 def _traced(model: nn.Module, signature: Signature, batch: Batch, outputs: list[str], opset: int | None, axes: Axes) -> ModelProto:

@@ -30,7 +30,7 @@ _SCALES = {
     "QLinearMatMul": (1, 2, 4, 5, 6, 7), "QLinearAdd": (1, 2, 4, 5, 6, 7), "QLinearMul": (1, 2, 4, 5, 6, 7), "QGemm": (1, 2, 4, 5, 7, 8),
     "MatMulIntegerToFloat": (2, 3, 4, 5), "DynamicQuantizeMatMul": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11), "QLinearGlobalAveragePool": (1, 2, 3, 4), "QLinearAveragePool": (1, 2, 3, 4),
-    "QLinearLeakyRelu": (1, 2, 3, 4), "QLinearSigmoid": (1, 2, 3, 4), "QLinearSoftmax": (1, 2, 3, 4),
+    "QLinearLeakyRelu": (1, 2, 3, 4), "QLinearSigmoid": (1, 2, 3, 4), "QLinearSoftmax": (1, 2, 3, 4), "MatMulNBits": (2, 3), "GatherBlockQuantized": (2, 3),
 }  # fmt: skip
 """Positions of scales and zero points among the inputs of quantized operators."""
 
@@ -42,6 +42,26 @@ def weights_of(model: ModelProto) -> list[TensorProto]:
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT32, *_packed_types())
     aside = set(_scale_names(model.graph))
     return [tensor for tensor in model.graph.initializer if tensor.dims and numel(tensor) > 1 and tensor.data_type in kinds and tensor.name not in aside]
+
+
+def count_weights(model: ModelProto) -> dict[str, int]:
+    """The number of weights of each initializer that `weights_of` finds; integers of a few bits in the bytes of one are counted singly."""
+    counts = {tensor.name: numel(tensor) for tensor in weights_of(model)}
+    for node in model.graph.node:
+        facts = {item.name: item.i for item in node.attribute}
+        if node.op_type == "MatMulNBits":
+            counts[node.input[1]] = facts["K"] * facts["N"]
+        elif node.op_type == "GatherBlockQuantized" and node.input[0] in counts:
+            counts[node.input[0]] = _numbers_in(model, node.input[0]) * 8 // facts.get("bits", 4)
+    return counts
+
+
+def _numbers_in(model: ModelProto, name: str) -> int:
+    return next(numel(tensor) for tensor in model.graph.initializer if tensor.name == name)
+
+
+PACKED_OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
+"""Operators of onnxruntime whose weights are integers of a few bits in bytes."""
 
 
 def _scale_names(graph: GraphProto) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from kdkit.backends.onnx.constants import check_constants, check_expansion
 from kdkit.backends.onnx.files import check_self_contained, parse_onnx, read_onnx
-from kdkit.backends.onnx.graph import count_macs, numel, weights_of
+from kdkit.backends.onnx.graph import PACKED_OPERATORS, count_macs, count_weights, weights_of
 from kdkit.backends.onnx.runs import BYTES, RunTooLarge, is_limited, limit_memory, run_session
 from kdkit.backends.onnx.signature import Signature, build_output, count_outputs
 from kdkit.data import Batch
@@ -71,8 +72,14 @@ class OnnxModel(nn.Module):
 
     @property
     def kdkit_traits(self) -> frozenset[Trait]:
-        """Its traits: a graph can't be trained or pruned."""
-        return frozenset({Trait.ONNX, Trait.PACKED_WEIGHTS if self.packed else Trait.FLOAT_WEIGHTS})
+        """Its traits: a graph can't be trained or pruned. One with blocks of packed integers can still be quantized in 8 bits elsewhere."""
+        kinds = {Trait.PACKED_WEIGHTS} if self.packed else {Trait.FLOAT_WEIGHTS} | ({Trait.PACKED_WEIGHTS} if self._has_blocks else set())
+        return frozenset({Trait.ONNX, *kinds})
+
+    @functools.cached_property
+    def _has_blocks(self) -> bool:
+        named = any(name.encode() in self.onnx for name in PACKED_OPERATORS)  # a search is faster than parsing the graph
+        return named and any(node.op_type in PACKED_OPERATORS for node in self.graph().graph.node)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph.
@@ -113,7 +120,7 @@ class OnnxModel(nn.Module):
 
     def kdkit_parameters(self) -> int:
         """The number of elements of its weights."""
-        return sum(map(numel, weights_of(self.graph())))
+        return sum(count_weights(self.graph()).values())
 
     def kdkit_size_bytes(self) -> int:
         """The bytes of the graph on disk."""
@@ -123,8 +130,8 @@ class OnnxModel(nn.Module):
         """Its weights: name, the operator that uses it with its dimensions, elements, bytes."""
         graph = self.graph()
         user = {name: node.op_type for node in reversed(graph.graph.node) for name in node.input}
-        weights = weights_of(graph)
-        return [(each.name, f"{user.get(each.name, '')} {' x '.join(map(str, each.dims))}".strip(), numel(each), each.ByteSize()) for each in weights]
+        weights, counts = weights_of(graph), count_weights(graph)
+        return [(each.name, f"{user.get(each.name, '')} {' x '.join(map(str, each.dims))}".strip(), counts[each.name], each.ByteSize()) for each in weights]
 
     def kdkit_macs(self, batch: Batch) -> int:
         """Multiply-accumulates of one call on `batch`."""
