@@ -37,13 +37,16 @@ def after(stage: Stage, traits: frozenset[str]) -> frozenset[str]:
 
 
 def bridge(stage: Stage | type[Stage], traits: frozenset[str]) -> list[Stage] | None:
-    """The shortest chain of bridging stages after which `stage` fits; None if there is none."""
+    """The shortest chain of bridging stages after which `stage` fits; None if there is none.
+
+    No chain leads to the onnxruntime form, in which few stages work, unless the stage asks for that.
+    """
     known = [made() for made in manager().stages().values() if made.bridge]
     chains: list[tuple[list[Stage], frozenset[str]]] = [([], traits)]
     for _ in range(3):
         chains = [([*chain, step], after(step, now)) for chain, now in chains for step in known if step not in chain and fits(step, now) and after(step, now) != now]
         for chain, now in chains:
-            if fits(stage, now):
+            if fits(stage, now) and (Trait.ONNX in stage.requires or Trait.ONNX not in now - traits):
                 return chain
     return None
 

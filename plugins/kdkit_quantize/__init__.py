@@ -2,9 +2,9 @@
 
 from kdkit import hookimpl
 
-kdkit_classes = {
+kdkit_classes = {"PackedWeight": ["kdkit_quantize.packed_weight:PackedWeight"]} | {
     name: [f"kdkit_quantize.packed_layers:{name}"]
-    for name in ("PackedWeight", "PackedLinear", "PackedTransposedLinear", "PackedEmbedding", "PackedConv1d", "PackedConv2d", "PackedConv3d")
+    for name in ("PackedLinear", "PackedTransposedLinear", "PackedEmbedding", "PackedConv1d", "PackedConv2d", "PackedConv3d")
 }
 """The classes that saved folders name."""
 

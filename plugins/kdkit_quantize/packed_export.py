@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdkit_quantize.bit_packing import pack_bits, unpack_bits
-from kdkit_quantize.packed_layers import PackedEmbedding, PackedLinear, PackedTransposedLinear, PackedWeight
+from kdkit_quantize.packed_weight import PackedWeight
 
 SMALLEST_BLOCK = 16
 
@@ -106,12 +106,3 @@ def multiplies_packed(packed: PackedWeight) -> bool:
 def looks_up_packed(packed: PackedWeight) -> bool:
     """Whether onnxruntime looks rows up in a table as it is packed."""
     return multiplies_packed(packed) and bits_of(packed) in (4, 8) and not packed.zero.is_floating_point() and packed.columns % block_of(packed) == 0
-
-
-def exported(layer: Any) -> nn.Module:
-    """The form of a packed layer in an ONNX graph."""
-    if isinstance(layer, PackedLinear | PackedTransposedLinear) and multiplies_packed(layer.packed):
-        return BlockedLinear(layer.unpacked(), layer.packed)
-    if isinstance(layer, PackedEmbedding) and looks_up_packed(layer.packed):
-        return BlockedEmbedding(layer.unpacked(), layer.packed)
-    return layer.unpacked()

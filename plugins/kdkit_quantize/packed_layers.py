@@ -5,7 +5,6 @@ Each call computes the float weight from the integers, uses it and drops it agai
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,67 +13,8 @@ from torch.nn import functional
 
 from kdkit import Trait
 from kdkit.models import linear_kinds
-from kdkit_quantize.bit_packing import pack_bits, unpack_bits
-from kdkit_quantize.group_quantization import GroupCode, dequantize
-
-
-class PackedWeight(nn.Module):
-    """A weight in groups of integers.
-
-    Its rows are the first axis of the weight, and its columns the other axes. Two layers with one weight share one instance.
-
-    Args:
-        code: the integers, scales and zero points of the weight as a matrix (rows, columns).
-        bits: of an integer.
-        shape: of the weight.
-        dtype: that the weight had.
-
-    >>> from kdkit_quantize.group_quantization import round_to_nearest
-    >>> weight = torch.linspace(-1, 1, 32).reshape(2, 16)
-    >>> packed = PackedWeight(round_to_nearest(weight, 4, 16), 4, weight.shape, weight.dtype)
-    >>> packed.codes.shape, packed.kdkit_encoded, bool((packed() - weight).abs().max() < 0.04)
-    (torch.Size([2, 8]), {'codes': 32}, True)
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
-    kdkit_traits = frozenset({Trait.PACKED_WEIGHTS})
-
-    def __init__(self, code: GroupCode, bits: int, shape: torch.Size, dtype: torch.dtype):
-        super().__init__()
-        self.bits, self.group, self.shape, self.dtype = bits, code.group, tuple(shape), dtype
-        self.register_buffer("codes", pack_bits(code.codes, bits))
-        self.register_buffer("scale", code.scale)
-        self.register_buffer("zero", code.zero)
-
-    @property
-    def columns(self) -> int:
-        """The weight's numbers in a row."""
-        return torch.Size(self.shape[1:]).numel()
-
-    @property
-    def kdkit_encoded(self) -> dict[str, int]:
-        """How many weights the codes stand for."""
-        return {"codes": torch.Size(self.shape).numel()}
-
-    def forward(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight as floats; default: in the dtype that it had."""
-        code = GroupCode(unpack_bits(self.codes, self.bits, self.columns), self.scale, self.zero, self.group)
-        return dequantize(code, dtype or self.dtype).reshape(self.shape)
-
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Some rows of the weight as floats: (...) integers -> (..., columns)."""
-        code = GroupCode(unpack_bits(self.codes[numbers], self.bits, self.columns), self.scale[numbers], self.zero[numbers], self.group)
-        return dequantize(code, self.dtype)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedWeight:
-        super()._apply(fn, recurse)
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype  # as the weight would have followed `half()`
-        return self
-
-    def extra_repr(self) -> str:
-        return f"{self.shape}, {self.bits} bits, groups of {self.group}"
+from kdkit_quantize.packed_export import BlockedEmbedding, BlockedLinear, looks_up_packed, multiplies_packed
+from kdkit_quantize.packed_weight import PackedWeight
 
 
 class _PackedLayer(nn.Module):
@@ -95,9 +35,7 @@ class _PackedLayer(nn.Module):
 
     def kdkit_exported(self) -> nn.Module:
         """The form in which it is exported to ONNX: packed, where onnxruntime can run that, or else in float."""
-        from kdkit_quantize.packed_export import exported
-
-        return exported(self)
+        return self.unpacked()
 
     def unpacked(self) -> nn.Module:
         """The layer in float, with the weight that the integers stand for."""
@@ -137,6 +75,9 @@ class PackedLinear(_PackedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
 
+    def kdkit_exported(self) -> nn.Module:
+        return BlockedLinear(self.unpacked(), self.packed) if multiplies_packed(self.packed) else self.unpacked()
+
     def unpacked(self) -> nn.Module:
         return self._put(nn.Linear(self.in_features, self.out_features, bias=False, device="meta"))
 
@@ -154,6 +95,9 @@ class PackedTransposedLinear(_PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
+
+    def kdkit_exported(self) -> nn.Module:
+        return BlockedLinear(self.unpacked(), self.packed) if multiplies_packed(self.packed) else self.unpacked()
 
     def unpacked(self) -> nn.Module:
         from transformers.pytorch_utils import Conv1D
@@ -175,6 +119,9 @@ class PackedEmbedding(_PackedLayer, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.packed.rows(input)
+
+    def kdkit_exported(self) -> nn.Module:
+        return BlockedEmbedding(self.unpacked(), self.packed) if looks_up_packed(self.packed) else self.unpacked()
 
     def unpacked(self) -> nn.Module:
         return self._put(nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, sparse=self.sparse, device="meta"))

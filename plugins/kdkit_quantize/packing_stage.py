@@ -13,7 +13,8 @@ from kdkit import Context, KdError, Stage, Trait, param
 from kdkit.measurement import size_bytes
 from kdkit.models import linear_kinds, select_layers, untouchable, weights_elsewhere
 from kdkit_quantize.group_quantization import GroupCode
-from kdkit_quantize.packed_layers import PackedWeight, is_transposed, packed_kind
+from kdkit_quantize.packed_layers import is_transposed, packed_kind
+from kdkit_quantize.packed_weight import PackedWeight
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

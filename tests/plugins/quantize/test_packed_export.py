@@ -15,7 +15,8 @@ from kdkit.measurement.size import count_parameters, size_bytes
 from kdkit_quantize.bit_packing import unpack_bits
 from kdkit_quantize.group_quantization import METHODS
 from kdkit_quantize.packed_export import Blocks, looks_up_packed, multiplies_packed
-from kdkit_quantize.packed_layers import PackedWeight, packed_kind
+from kdkit_quantize.packed_layers import packed_kind
+from kdkit_quantize.packed_weight import PackedWeight
 from kdkit_quantize.packing_stage import weight_of
 from tests.fixtures import zoo
 

@@ -11,7 +11,8 @@ from torch import nn
 from kdkit.measurement.size import bytes_by_name, count_parameters, parameters_by_name, size_bytes
 from kdkit.models.traits import Trait, traits_of
 from kdkit_quantize.group_quantization import round_to_nearest
-from kdkit_quantize.packed_layers import PackedWeight, is_transposed, packed_kind
+from kdkit_quantize.packed_layers import is_transposed, packed_kind
+from kdkit_quantize.packed_weight import PackedWeight
 from kdkit_quantize.packing_stage import weight_of
 
 
