@@ -17,6 +17,7 @@ from kdkit.guards.random_state import seeded
 from kdkit.stages.channel import Channel
 from kdkit.stages.context import Context
 from kdkit.stages.data_sources import CALIBRATION, OPTIONAL_CALIBRATION, first_source
+from kdkit.stages.pickling import pickle_value
 from kdkit.stages.run import Outcome
 from kdkit.stages.stage import Stage
 
@@ -52,11 +53,9 @@ def pack(stage: Stage, model: Any, context: Context, channel: Channel) -> bytes:
     Raises:
         KdError: an object can't be pickled; the message names it.
     """
-    import cloudpickle
-
     detached = context.detached(object_names(stage, context.objects))
     try:
-        return cloudpickle.dumps((stage, model, detached, channel))
+        return pickle_value((stage, model, detached, channel))
     except Exception as error:
         what = _unpicklable({"the stage": stage, "the model": model, "the channel": channel, **{f"{name!r}": value for name, value in detached.objects.items()}})
         raise KdError(f"{stage.title} can't run in another process: {what or 'its context'} can't be pickled: {read_message(error)}", "run it in this process") from error
@@ -64,14 +63,12 @@ def pack(stage: Stage, model: Any, context: Context, channel: Channel) -> bytes:
 
 def run_packed(run: bytes) -> bytes:
     """Execute a packed run and return its outcome, or the error that it raised, as bytes for `unpack`."""
-    import cloudpickle
-
     stage = None
     try:
         stage, model, context, channel = pickle.loads(run)
-        return cloudpickle.dumps(run_stage(stage, model, replace(context, channel=channel)))
+        return pickle_value(run_stage(stage, model, replace(context, channel=channel)))
     except BaseException as error:
-        return cloudpickle.dumps(_portable(error, stage))
+        return pickle_value(_portable(error, stage))
 
 
 def unpack(result: bytes) -> Outcome:
@@ -88,11 +85,9 @@ def unpack(result: bytes) -> Outcome:
 
 def _unpicklable(values: Mapping[str, Any]) -> str:
     """The first of some values that can't be pickled."""
-    import cloudpickle
-
     for name, value in values.items():
         try:
-            cloudpickle.dumps(value)
+            pickle_value(value)
         except Exception:
             return name
     return ""

@@ -19,6 +19,7 @@ from kdkit.measurement import count_macs
 from kdkit.models import private_copy, select_layers, untouchable
 from kdkit_prune import convolutional, importance, transformers, trial_cut
 from kdkit_prune.groups import Excluded, Group, PruningPlanScope, cut, weights_of
+from kdkit_prune.norm_statistics import norms_with_statistics, reestimate
 from kdkit_prune.selection import ratios, select, smallest
 from kdkit_prune.transformer_sizes import write_config
 
@@ -52,10 +53,17 @@ class Channels(Stage):
     layers: tuple[str, ...] = param((), "patterns of the layers to prune; default: all prunable layers", names="layers")
     skip: tuple[str, ...] = param((), "patterns of the layers to keep, together with the layers coupled to them", names="layers")
     batches: int = param(16, "batches of training data for taylor", ge=1, advanced=True)
+    statistics: int = param(
+        8, "batches on which BatchNorm statistics are estimated again after the cut, where the session has calibration or training data; 0 leaves them", ge=0
+    )
 
     def required_inputs(self) -> Needs:
         """Taylor importance needs training data; the others need only an example."""
         return self.needs | Needs(train=True) if self.importance == "taylor" else self.needs
+
+    def optional_inputs(self) -> Needs:
+        """Data on which BatchNorm statistics are estimated again."""
+        return Needs(calibration=self.statistics > 0)
 
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
         """Whether taylor importance has a loss to differentiate."""
@@ -64,8 +72,8 @@ class Channels(Stage):
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """Apply the stage to a copy. Widths do not depend on the data, so l1 replaces taylor."""
-        stage = self.model_copy(update={"importance": "l1"}) if self.importance == "taylor" else self
-        return Forecast(stage.apply(model, context))
+        importance = "l1" if self.importance == "taylor" else self.importance
+        return Forecast(self.model_copy(update={"importance": importance, "statistics": 0}).apply(model, context))
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Cut the model.
@@ -80,6 +88,7 @@ class Channels(Stage):
         before = sum(weight.numel() for weight in model.parameters())
         cut(model, found.groups, plan)
         found.sync_attributes(model)
+        self._reestimate(model, context)
         self._report(found, plan, context)
         context.note(f"parameters: {before:,} to {sum(weight.numel() for weight in model.parameters()):,}")
         config = write_config(model, batch)
@@ -181,6 +190,17 @@ class Channels(Stage):
             raise KdError(f"prune channels: --macs {target:g} can't be reached; all possible removals leave {most:.3f} of the MACs", *_reasons(found)[:3])
         context.note(f"MACs: {share(ratio):.3f} of before, at ratio {ratio:.4f} (--macs {target:g})")
         return at(ratio)
+
+    def _reestimate(self, model: nn.Module, context: Context) -> None:
+        """Estimate BatchNorm statistics again: those of the whole model no longer hold, and accuracy would drop to chance."""
+        if not self.statistics or not any(norms_with_statistics(model)):
+            return
+        if not context.has_calibration:
+            context.note("BatchNorm statistics are those of the whole model, because there is no calibration or training data; training estimates them again")
+            return
+        batches = list(context.calibration(self.statistics))
+        count = reestimate(model, batches)
+        context.note(f"statistics of {count} BatchNorms estimated again on {len(batches)} {'batches' if len(batches) > 1 else 'batch'}")
 
     def _report(self, found: PruningPlanScope, plan: Plan, context: Context) -> None:
         """Note what was removed where, and what was kept and why."""

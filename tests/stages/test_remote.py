@@ -207,7 +207,8 @@ def test_only_the_objects_that_a_stage_may_use_travel(session: Session) -> None:
 
     session.set(train=(torch.randn(8, 4), torch.arange(8) % 3), teacher=nn.Linear(4, 3), other=nn.Linear(4, 3))
     assert object_names(Soft(), session.objects) == {"train", "teacher", "eval"}
-    assert object_names(Channels(), session.objects) == set()
+    assert object_names(Channels(), session.objects) == {"train"}
+    assert object_names(Channels(statistics=0), session.objects) == set()
     assert object_names(Steps(scale="scale"), session.objects) == {"scale"}
     detached = Context(Classification(), objects=session.objects).detached({"scale", "@base", "absent"})
     assert set(detached.objects) == {"scale", "@base", "example"}

@@ -40,9 +40,9 @@ def context_for(batch: Batch, **extra) -> Context:
     return Context(task=Classification(), objects={"train": Loader(batch)}, **extra)
 
 
-def prune(model: nn.Module, batch: Batch, **options) -> tuple[nn.Module, list[str]]:
+def prune(model: nn.Module, batch: Batch, statistics: int = 0, **options) -> tuple[nn.Module, list[str]]:
     context = context_for(batch)
-    made = Channels(**options).apply(copy.deepcopy(model), context)
+    made = Channels(statistics=statistics, **options).apply(copy.deepcopy(model), context)
     return made, context.notes
 
 
@@ -323,6 +323,23 @@ def test_modes_and_gradient_flags_stay_and_no_gradients_are_left():
     assert [module.training for module in pruned.modules()] == [module.training for module in net.modules()]
     assert {name: weight.requires_grad for name, weight in pruned.named_parameters()} == {name: weight.requires_grad for name, weight in net.named_parameters()}
     assert all(weight.grad is None for weight in pruned.parameters())
+
+
+def test_the_statistics_after_the_cut_are_those_of_the_cut_net():
+    net, batch = zoo.cnn(), zoo.batch("cnn")
+    pruned, notes = prune(net, batch, statistics=4)
+    seen = pruned.stem(batch.args[0])
+    torch.testing.assert_close(pruned.bn.running_mean, seen.mean((0, 2, 3)))
+    assert "statistics of 5 BatchNorms estimated again on 1 batch" in notes
+    before, _ = prune(net, batch)
+    assert all(torch.equal(weight, before.get_parameter(name)) for name, weight in pruned.named_parameters())
+
+
+def test_without_calibration_or_training_data_the_statistics_stay_and_a_note_says_so():
+    context = Context(task=Classification(), objects={"eval": Loader(zoo.batch("cnn"))})
+    pruned = Channels().apply(zoo.cnn(), context)
+    assert torch.isin(pruned.bn.running_mean, zoo.cnn().bn.running_mean).all()
+    assert any(note.startswith("BatchNorm statistics are those of the whole model") for note in context.notes)
 
 
 @pytest.mark.slow
