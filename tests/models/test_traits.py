@@ -150,16 +150,14 @@ def test_a_model_with_a_packed_layer_is_exported_and_computes_the_same() -> None
     torch.testing.assert_close(work.head.model(x), expected)
 
 
-def test_a_masked_model_is_not_exported_before_its_masks_are_folded_in() -> None:
-    with pytest.raises(KdError, match="convert onnx can't follow pruning masks that are not folded in"):
-        session(MIXED["masked"]()).run("convert onnx")
-
-
-def test_a_stage_that_needs_an_export_names_the_masks_in_its_way_and_how_to_remove_them() -> None:
-    with pytest.raises(KdError, match="quantize dynamic needs the onnxruntime form") as caught:
-        session(MIXED["masked"]()).run("quantize dynamic")
-    assert "made by convert onnx, which can't follow pruning masks that are not folded in" in caught.value.hints
-    assert any("torch.nn.utils.prune.remove" in hint for hint in caught.value.hints)
+@pytest.mark.slow
+def test_masks_of_any_plugin_are_folded_in_before_an_export() -> None:
+    model = MIXED["masked"]()
+    work = session(model)
+    work.run("convert onnx")
+    assert [version.made_by for version in work.versions][1:] == ["prune fold (inserted)", "convert onnx"]
+    x = torch.randn(2, 16)
+    torch.testing.assert_close(work.head.model(x), model(x))
 
 
 def test_a_packed_model_of_the_user_is_sent_back_to_its_float_form() -> None:
