@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,7 @@ def write_program(model: nn.Module, path: Path, example: Batch) -> None:
     torch.Size([7, 1])
     """
     batch = with_two_items(Batch(example.args, example.kwargs).to(device_of(model)))
-    with exportable(model, "keep"), quiet_export(), contextlib.redirect_stdout(io.StringIO()):  # torch prints the graph of a forward that it refuses
+    with exportable(model, "keep"), quiet_export():
         try:
             program = torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=_open_batch(model, batch), strict=False)
         except Exception as error:  # the errors of torch.export have no common base class

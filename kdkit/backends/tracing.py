@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 from torch import nn
 
 from kdkit.data import Batch
+from kdkit.guards import always_run
 from kdkit.models.evaluation import evaluating
 
 FIXED_BATCH = "its forward fixes the batch size: write x.flatten(1) or x.reshape(x.shape[0], -1) instead of a number"
@@ -61,17 +65,30 @@ def with_two_items(batch: Batch) -> Batch:
     return batch if batch.size > 1 else batch._map(lambda tensor: torch.cat([tensor, tensor]))
 
 
+class _Muted(io.TextIOBase):
+    """A stream that drops what this thread writes, and passes on what other threads write."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
+
+
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
-    """Silence the exporter's logs and warnings; problems that matter are raised as errors."""
+    """Silence the exporter's logs, warnings and prints; problems that matter are raised as errors."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    levels, streams = [logger.level for logger in loggers], (sys.stdout, sys.stderr)
+
+    def restore() -> None:
+        sys.stdout, sys.stderr = streams
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+    with always_run(restore), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        sys.stdout, sys.stderr = map(_Muted, streams)  # torch prints the graph of a forward that it refuses
+        yield

@@ -7,19 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from kdkit.data.tensors import as_tensor, is_text
+from kdkit.data.true_boxes import true_boxes
 from kdkit.errors import KdError
 
 LABEL_KEYS = ("labels", "label", "label_ids", "target", "targets", "y")
 """Keys under which dict batches carry their labels; the first that is there counts."""
-
-
-PICTURES = "make tensors of them, scaled as in the model's training: transform=torchvision.transforms.ToTensor(), or numpy.asarray(image).transpose(2, 0, 1) / 255"
-"""A hint for pictures of PIL."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def _of_inputs(inputs: Any) -> Batch:
         return inputs
     if isinstance(inputs, Mapping):
         key = next((key for key in LABEL_KEYS if key in inputs), None)
-        named = {str(name): as_tensor(item, str(name)) for name, item in inputs.items() if name != key and not _is_text(item)}
+        named = {str(name): as_tensor(item, str(name)) for name, item in inputs.items() if name != key and not is_text(item)}
         fields = {str(name): list(item) for name, item in inputs.items() if name != key and isinstance(item, list | tuple) and item and _is_strings(item)}
         return Batch((), named, None if key is None else as_labels(inputs[key]), fields=fields)
     parts = inputs if _is_parts(inputs) else (inputs,)
@@ -176,83 +173,18 @@ def _is_strings(item: Sequence) -> bool:
     return all(isinstance(each, str) for each in item)
 
 
-def _is_text(item: Any) -> bool:
-    if item is None or isinstance(item, str):
-        return True
-    if isinstance(item, list | tuple):
-        return bool(item) and all(map(_is_text, item))
-    return isinstance(item, numpy.ndarray) and (item.dtype.kind in "SU" or (item.dtype.kind == "O" and bool(item.size) and all(map(_is_text, item.flat))))
-
-
-def as_tensor(item: Any, where: str, remedy: str = "pad them to one length") -> Tensor:
-    """A tensor of what holds numbers; float64 becomes float32.
-
-    Args:
-        where: begins an error's message.
-        remedy: a hint for rows of different lengths.
-
-    Raises:
-        KdError: it holds no numbers, or rows of different lengths; `where` begins the message.
-
-    >>> as_tensor(numpy.zeros((2, 3)), "x").dtype
-    torch.float32
-    """
-    if type(item).__module__.partition(".")[0] == "pandas":
-        item = item.to_numpy()
-    if item is None or (isinstance(item, list | tuple) and item and all(each is None for each in item)):
-        raise KdError(f"{where}: None, not numbers", "for inputs without labels give x, or (x, None)")
-    if _is_text(item):
-        raise KdError(f"{where}: text, not numbers", "encode names as numbers; to train on text, pass a list of strings and %kd set --tokenizer {tokenizer}")
-    picture = next((each for each in (item if isinstance(item, list | tuple) else [item]) if type(each).__module__.startswith("PIL.")), None)
-    if picture is not None:
-        raise KdError(f"{where}: {'pictures' if picture is not item else 'a picture'} of PIL, not numbers", PICTURES)
-    if isinstance(item, list | tuple):
-        item = _rectangle(item, where, remedy)
-    if isinstance(item, numpy.ndarray | numpy.generic):
-        item = _from_numpy(numpy.asarray(item), where)
-    if isinstance(item, bool | int | float):
-        item = torch.tensor(item)
-    if not isinstance(item, Tensor):
-        raise KdError(f"{where}: {type(item).__name__} holds no numbers", "give tensors, arrays or lists of numbers")
-    if item.layout != torch.strided:
-        raise KdError(f"{where}: a sparse tensor", "kdkit takes dense tensors: x.to_dense()")
-    return item.float() if item.dtype == torch.float64 else item
-
-
 def as_labels(item: Any) -> Any:
     """Labels as tensors, integers and booleans as int64; a tuple of labels stays a tuple.
 
-    >>> as_labels(numpy.array([True, False]))
+    >>> as_labels([True, False])
     tensor([1, 0])
     """
     if isinstance(item, tuple) and item and not isinstance(item[0], bool | int | float | str | Mapping):
         return tuple(map(as_labels, item))
     if isinstance(item, list | tuple) and item and all(isinstance(each, Mapping) for each in item):
-        return _boxes(item)
+        return true_boxes(item)
     labels = as_tensor(item, "the labels")
     return labels if labels.is_floating_point() else labels.long()
-
-
-def _boxes(items: Sequence[Mapping[str, Any]]) -> Tensor:
-    """The class and the box of each object, (batch, objects, 5), filled up with class -100.
-
-    >>> _boxes([{"boxes": [[0.0, 0.0, 1.0, 2.0]], "labels": [3]}, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}])[:, 0, 0]
-    tensor([   3., -100.])
-    """
-    rows = []
-    for item in items:
-        classes = next((item[name] for name in ("class_labels", "labels") if name in item), None)
-        if classes is None or "boxes" not in item:
-            raise KdError(f"the labels: mappings of {', '.join(map(str, item))}", 'give for each item a mapping with "boxes" (n, 4) and "labels" (n,)')
-        boxes, classes = as_tensor(item["boxes"], "boxes").float().reshape(-1, 4), as_tensor(classes, "labels of boxes").float().flatten()
-        if len(boxes) != len(classes):
-            raise KdError(f"the labels: {len(boxes)} boxes and {len(classes)} classes of an item", "give one class for each box")
-        rows.append(torch.cat([classes[:, None], boxes], 1))
-    filled = torch.full((len(rows), max(1, *map(len, rows)), 5), 0.0)
-    filled[..., 0] = -100.0
-    for number, row in enumerate(rows):
-        filled[number, : len(row)] = row
-    return filled
 
 
 def _stacked_pictures(inputs: Any, labels: Any) -> Any:
@@ -261,28 +193,6 @@ def _stacked_pictures(inputs: Any, labels: Any) -> Any:
     if not listed or not isinstance(inputs, list | tuple) or len(inputs) != len(labels):
         return inputs
     return as_tensor(list(inputs), "the pictures", "pad or resize them, and their boxes, to one size")
-
-
-def _from_numpy(array: numpy.ndarray, where: str) -> Tensor:
-    if array.dtype.kind not in "biufc":
-        raise KdError(f"{where}: an array of {array.dtype}, not of numbers", "pad rows to one length, or convert it: array.astype('float32')")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(numpy.int64)
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(native if native.flags.writeable and min(native.strides, default=0) >= 0 else native.copy())
-
-
-def _rectangle(rows: Sequence, where: str, remedy: str) -> Tensor | numpy.ndarray:
-    if rows and all(isinstance(row, Tensor) for row in rows):
-        shapes = sorted({tuple(row.shape) for row in rows})
-        if len(shapes) > 1:
-            raise KdError(f"{where}: items of different shapes, {shapes[0]} and {shapes[-1]}", remedy)
-        return torch.stack(list(rows))
-    try:
-        return numpy.array(rows)
-    except ValueError as error:
-        lengths = sorted({len(row) for row in rows if hasattr(row, "__len__")}) or [0]
-        raise KdError(f"{where}: rows of different lengths, {lengths[0]} to {lengths[-1]}", remedy) from error
 
 
 def _check_lengths(batch: Batch) -> None:

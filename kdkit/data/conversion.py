@@ -10,8 +10,9 @@ import numpy
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
-from kdkit.data.batch import LABEL_KEYS, Batch, _is_text, as_batch
+from kdkit.data.batch import LABEL_KEYS, Batch, as_batch
 from kdkit.data.datasets import BatchList, Data, MapDataset, TensorRows, own_randomness, remedies
+from kdkit.data.tensors import is_text
 from kdkit.data.text import NO_TOKENIZER, Tokenization, adopt_text, is_text_item, text_column
 from kdkit.errors import KdError
 
@@ -144,7 +145,7 @@ def _frame(frame: Any, column: str | None, batch_size: int, tokenization: Tokeni
         raise KdError(f"the frame has no column {column!r}", f"its columns: {', '.join(map(str, frame.columns))}")
     label = column if column is not None else next((key for key in LABEL_KEYS if key in frame.columns), None)
     inputs = frame if label is None else frame.drop(columns=[label])
-    text = [str(name) for name in inputs.columns if _is_text(inputs[name].tolist())]
+    text = [str(name) for name in inputs.columns if is_text(inputs[name].tolist())]
     if text and (not _numeric(inputs) or "text" in text or {"prompt", "completion"} <= set(text)):
         rows = frame.rename(columns={label: "label"} if label is not None else {}).to_dict("records")
         return adopt_text(rows, "a frame", tokenization, batch_size, text_column(list(map(str, inputs.columns)), text))

@@ -12,7 +12,8 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from kdkit.data.batch import PICTURES, Batch, as_batch
+from kdkit.data.batch import Batch, as_batch
+from kdkit.data.tensors import PICTURES
 from kdkit.errors import Cancelled, KdError, describe_exception, read_message
 from kdkit.guards.error_location import find_error_line
 from kdkit.renaming import renamed_argument, renamed_property

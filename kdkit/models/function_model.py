@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdkit.data.batch import as_tensor
+from kdkit.data.tensors import as_tensor
 from kdkit.errors import KdError
 from kdkit.guards import explain_error
 

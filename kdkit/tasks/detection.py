@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdkit.data import Batch
+from kdkit.data.true_boxes import split_boxes
 from kdkit.errors import KdError
 from kdkit.tasks.boxes import assign, corners, generalized_iou, hits
 from kdkit.tasks.task import IGNORED, Task, at_least_float32
@@ -38,7 +39,8 @@ class Detection(Task):
     A model returns a dense head, class scores (batch, places, classes + 1) with the background last and boxes (batch, places, 4),
     as a mapping with `logits` and `pred_boxes` or as a pair; or for each item a mapping of `boxes` (n, 4), `scores` (n,) and `labels`
     (n,). Labels are (batch, n, 5) floats: the class and the box, with class -100 for what is filled up; data makes them of lists of
-    mappings with `boxes` and `labels` or `class_labels`.
+    mappings with `boxes` and `labels` or `class_labels`. `masks` and `keypoints` of these mappings are passed to a model that returns
+    its losses, such as Mask R-CNN; the figures are of boxes.
 
     A detection counts from a score of 0.5; it is a hit if it has the class of a box that no better detection has hit, with an
     intersection over union of 0.5. Mean average precision is the measure `map`, which needs torchmetrics.
@@ -114,10 +116,17 @@ class Detection(Task):
         height, width = picture.shape[-2:]
         return [found / found.new_tensor([width, height, width, height]) for found in boxes]
 
+    def labels(self, batch: Batch) -> Tensor:
+        return split_boxes(batch.labels)[0] if isinstance(batch.labels, tuple) else super().labels(batch)
+
     def training_batch(self, batch: Batch, model: nn.Module) -> Batch:
         if not self.loss_from_model:
             return batch
-        targets = [{"boxes": boxes, "labels": classes} for boxes, classes in self.true_boxes(batch)]
+        parts = split_boxes(batch.labels)[1] if isinstance(batch.labels, tuple) else {}
+        targets = [
+            {"boxes": boxes, "labels": classes} | {name: part[number][self.labels(batch)[number, :, 0] != IGNORED] for name, part in parts.items()}
+            for number, (boxes, classes) in enumerate(self.true_boxes(batch))
+        ]
         flat = next((box for each in targets for box in each["boxes"] if not bool((box[2:] > box[:2]).all())), None)
         if flat is not None:
             numbers = ", ".join(f"{number:g}" for number in flat.tolist())

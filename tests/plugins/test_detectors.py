@@ -20,9 +20,12 @@ STEPS = "--steps 2 --batch-size 2 --learning-rate 1e-4"
 
 
 def targets(scale: float) -> list[dict[str, Tensor]]:
-    """No, one and two boxes, as corners."""
+    """No, one and two boxes, as corners, each with a mask that fills it."""
     boxes = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.4, 0.4, 0.9, 0.8]]) * scale
-    return [{"boxes": boxes[:number], "labels": torch.arange(1, number + 1)} for number in (1, 2, 0, 1)]
+    masks = torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, (boxes / scale * SIDE).int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    return [{"boxes": boxes[:number], "labels": torch.arange(1, number + 1), "masks": masks[:number]} for number in (1, 2, 0, 1)]
 
 
 def pictures() -> list[Tensor]:
@@ -52,6 +55,18 @@ class ListDetector(nn.Module):
         return made
 
 
+class MaskDetector(ListDetector):
+    """A detector that learns masks too, and returns one for each detection."""
+
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
+        found = super().forward(images, targets)
+        if self.training:
+            assert targets is not None
+            assert all(target["masks"].shape == (len(target["boxes"]), SIDE, SIDE) for target in targets)
+            return found | {"loss_mask": sum(target["masks"].float().sum() for target in targets) * self.classes.bias.square().mean() / SIDE**2}
+        return [item | {"masks": torch.zeros(len(item["boxes"]), 1, SIDE, SIDE)} for item in found]
+
+
 def ssd() -> nn.Module:
     detection = pytest.importorskip("torchvision").models.detection
     return detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3, topk_candidates=20)
@@ -65,7 +80,12 @@ def faster() -> nn.Module:
     return _torchvision("FasterRCNN")
 
 
-def _torchvision(kind: str, anchor_generator: bool = False) -> nn.Module:
+def mask() -> nn.Module:
+    regions = pytest.importorskip("torchvision").ops.MultiScaleRoIAlign(featmap_names=["0"], output_size=6, sampling_ratio=1)
+    return _torchvision("MaskRCNN", mask_roi_pool=regions)
+
+
+def _torchvision(kind: str, anchor_generator: bool = False, **parts: nn.Module) -> nn.Module:
     torchvision = pytest.importorskip("torchvision")
     body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 4, 1), nn.ReLU())
     body.out_channels = 16
@@ -74,7 +94,7 @@ def _torchvision(kind: str, anchor_generator: bool = False) -> nn.Module:
     few: dict[str, Any] = {f"rpn_{when}_nms_top_n_{mode}": 20 for when in ("pre", "post") for mode in ("train", "test")}
     more = {"topk_candidates": 20} if anchor_generator else few | {"box_roi_pool": regions}
     return getattr(torchvision.models.detection, kind)(
-        body, num_classes=3, min_size=SIDE, max_size=SIDE, **{"anchor_generator" if anchor_generator else "rpn_anchor_generator": generator}, **more
+        body, num_classes=3, min_size=SIDE, max_size=SIDE, **{"anchor_generator" if anchor_generator else "rpn_anchor_generator": generator}, **more, **parts
     )
 
 
@@ -99,7 +119,14 @@ def yolos() -> nn.Module:
     )  # fmt: skip
 
 
-LISTED: dict[str, Callable[[], nn.Module]] = {"stand-in": ListDetector, "SSDLite": ssd, "RetinaNet": retina, "Faster R-CNN": faster}
+LISTED: dict[str, Callable[[], nn.Module]] = {
+    "stand-in": ListDetector,
+    "SSDLite": ssd,
+    "RetinaNet": retina,
+    "Faster R-CNN": faster,
+    "Mask R-CNN": mask,
+    "stand-in with masks": MaskDetector,
+}
 SETS = {"DETR": detr, "YOLOS": yolos}
 
 

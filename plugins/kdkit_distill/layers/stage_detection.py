@@ -137,7 +137,8 @@ def stages(model: nn.Module, example: Batch) -> list[Layer]:
     ['1']
     """
     seen = observed(model, example)
-    blocks, maps = _repeated(model, seen), _maps(model, seen)
+    # a detector's heads return an entry for each region that it found, and these are others in another net
+    blocks, maps = _repeated(model, seen), _maps(model, {name: layer for name, layer in seen.items() if layer.shape[:1] == (example.size,)})
     most = 2 * _weights(nn.ModuleList(layer.module for layer in blocks)) > _weights(model) - sum(
         _weights(part) for part in model.modules() if isinstance(part, nn.Embedding)
     )

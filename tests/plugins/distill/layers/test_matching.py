@@ -450,3 +450,20 @@ def test_others_hooks_stay() -> None:
         assert "first" in outer.take()
     assert len(ran) == 3
     assert len(model.first._forward_hooks) == 1
+
+
+class Regions(nn.Module):
+    """A detector with a head of its own for each region, of which another net finds another number."""
+
+    def __init__(self, found: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU())
+        self.head, self.found = nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1), nn.ReLU(), nn.Conv2d(6, 2, 3, 2, 1)), found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[:1, :, :2, :2].expand(self.found, -1, -1, -1)).mean().expand(len(x), 2)
+
+
+def test_layers_that_run_on_regions_and_not_on_items_are_no_stages() -> None:
+    assert [layer.name for layer in stages(Regions(5), IMAGES)] == ["body.1", "body.3"]
+    assert names(Regions(5), Regions(7), IMAGES) == ["body.1=body.1", "body.3=body.3"]
