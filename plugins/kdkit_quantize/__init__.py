@@ -13,7 +13,8 @@ kdkit_classes = {"PackedWeight": ["kdkit_quantize.packed_weight:PackedWeight"]} 
 def kdkit_stages():
     """The stages of this family."""
     from kdkit_quantize.dynamic import Dynamic
+    from kdkit_quantize.equalize import Equalize
     from kdkit_quantize.static import Static
     from kdkit_quantize.weights import Weights
 
-    return [Dynamic, Static, Weights]
+    return [Dynamic, Static, Equalize, Weights]
