@@ -7,6 +7,7 @@ from kdkit.lazy import attach
 _find, __dir__, __all__ = attach(
     __name__,
     {
+        "charts": ["histogram"],
         "table": ["Cell", "Table", "number"],
     },
 )

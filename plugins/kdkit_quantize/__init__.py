@@ -18,3 +18,11 @@ def kdkit_stages():
     from kdkit_quantize.weights import Weights
 
     return [Dynamic, Static, Equalize, Weights]
+
+
+@hookimpl
+def kdkit_views():
+    """How a quantized layer computes."""
+    from kdkit_quantize.explain_view import Explain
+
+    return [Explain]
