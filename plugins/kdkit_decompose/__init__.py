@@ -11,5 +11,6 @@ from kdkit import Stage, hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
     """The family's techniques."""
     from kdkit_decompose.svd import Svd
+    from kdkit_decompose.tucker import Tucker
 
-    return [Svd]
+    return [Svd, Tucker]

@@ -1,8 +1,8 @@
 """Forms: a layer's weight as a matrix, and a product of two matrices as two layers.
 
-A convolution has two forms. By channels, a smaller convolution and one of 1x1: Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional
-Networks", 2015 (arXiv:1505.06798). By space, a column of the kernel and then a row: Jaderberg, Vedaldi, Zisserman, "Speeding up
-Convolutional Neural Networks with Low Rank Expansions", 2014 (arXiv:1405.3866).
+A convolution has three forms. By output channels, a smaller convolution and one of 1x1: Zhang, Zou, He, Sun, "Accelerating Very Deep
+Convolutional Networks", 2015 (arXiv:1505.06798). By input channels, the other way round. By space, a column of the kernel and then a row:
+Jaderberg, Vedaldi, Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions", 2014 (arXiv:1405.3866).
 """
 
 from __future__ import annotations
@@ -113,8 +113,7 @@ class _Channel(Form):
 
     def layers(self, layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
         kind = convolution_kind(layer)
-        reads: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
-        return kind(layer.in_channels, rank, layer.kernel_size, bias=False, **reads), kind(rank, layer.out_channels, 1, bias=layer.bias is not None)
+        return kind(layer.in_channels, rank, layer.kernel_size, bias=False, **reading_options(layer)), kind(rank, layer.out_channels, 1, bias=layer.bias is not None)
 
     def weights(self, layer: Any, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         return down.reshape(-1, *layer.weight.shape[1:]), up.reshape(*up.shape, *(1 for _ in layer.kernel_size))
@@ -159,8 +158,38 @@ class _Spatial(Form):
         return down.reshape(-1, inputs, height, 1), up.reshape(outputs, width, -1).transpose(1, 2)[:, :, None]
 
 
-LINEAR, CHANNEL, SPATIAL = _Linear(), _Channel(), _Spatial()
-FORMS: tuple[Form, ...] = (LINEAR, CHANNEL, SPATIAL)
+class _Input(Form):
+    """A convolution as one of 1x1 to `rank` channels, and one with the same kernel: the matrix is (out · kernel, in)."""
+
+    name = "input"
+    gives_product = False
+
+    def fits(self, layer: nn.Module) -> bool:
+        return is_plain_convolution(layer)
+
+    def matrix(self, layer: Any) -> Tensor:
+        return layer.weight.detach().float().movedim(1, -1).flatten(0, -2)
+
+    def shape(self, layer: Any) -> tuple[int, int]:
+        return layer.out_channels * math.prod(layer.kernel_size), layer.in_channels
+
+    def columns(self, layer: Any, inputs: Tensor) -> Tensor:
+        return inputs.movedim(-1 - len(layer.kernel_size), -1)
+
+    def product(self, layer: Any, output: Tensor) -> Tensor:
+        raise NotImplementedError("the output is a sum over the positions of the kernel")
+
+    def layers(self, layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+        kind = convolution_kind(layer)
+        return kind(layer.in_channels, rank, 1, bias=False), kind(rank, layer.out_channels, layer.kernel_size, bias=layer.bias is not None, **reading_options(layer))
+
+    def weights(self, layer: Any, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = layer.weight.shape[2:]
+        return down.reshape(*down.shape, *(1 for _ in kernel)), up.reshape(layer.out_channels, *kernel, -1).movedim(-1, 1)
+
+
+LINEAR, CHANNEL, SPATIAL, INPUT = _Linear(), _Channel(), _Spatial(), _Input()
+FORMS: tuple[Form, ...] = (LINEAR, CHANNEL, SPATIAL, INPUT)
 
 
 def is_plain_convolution(layer: nn.Module) -> bool:
@@ -179,6 +208,15 @@ def convolution_kind(layer: nn.Module) -> Any:
     'Conv1d'
     """
     return next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+
+
+def reading_options(layer: Any) -> dict[str, Any]:
+    """How a convolution reads its inputs: the options that a convolution with the same kernel and other channels takes over.
+
+    >>> reading_options(nn.Conv1d(4, 8, 3, stride=2))
+    {'stride': (2,), 'padding': (0,), 'dilation': (1,), 'padding_mode': 'zeros'}
+    """
+    return {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
 
 
 def patches(layer: Any, inputs: Tensor) -> Tensor:

@@ -23,14 +23,11 @@ class Replacement(ABC):
 
     Attributes:
         layer: the layer that it replaces.
+        ranks: of its factors.
     """
 
     layer: Any
-
-    @property
-    @abstractmethod
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks of its factors."""
+    ranks: tuple[int, ...]
 
     @property
     @abstractmethod

@@ -96,14 +96,26 @@ class Observation:
     def principal_directions(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The left singular vectors (out, rank) of W C^½, and its singular values (rank,), descending; both float32."""
         weight = weight.double()
-        damping = self.DAMPING * self.squares / max(self.numbers, 1)
         if self.of_outputs:
-            squares, vectors = torch.linalg.eigh(self.moment.mean + damping * weight @ weight.T)
+            squares, vectors = torch.linalg.eigh(self.moment.mean + self._damping * weight @ weight.T)
             return vectors.flip(1).float(), squares.flip(0).clamp(min=0).sqrt().float()
-        squares, vectors = torch.linalg.eigh(self.moment.mean)
-        spread = (squares.clamp(min=0) + damping).clamp(min=1e-12).sqrt()
+        vectors, spread = self._axes()
         left, values, _ = torch.linalg.svd((weight @ (vectors * spread)).float(), full_matrices=False)
         return left, values
+
+    def roots(self) -> tuple[Tensor, Tensor]:
+        """C^½ and C^-½, each (in, in) float32; only of inputs."""
+        vectors, spread = self._axes()
+        return (vectors * spread @ vectors.T).float(), (vectors / spread @ vectors.T).float()
+
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """The eigenvectors of C, and the roots of its eigenvalues."""
+        squares, vectors = torch.linalg.eigh(self.moment.mean)
+        return vectors, (squares.clamp(min=0) + self._damping).clamp(min=1e-12).sqrt()
+
+    @property
+    def _damping(self) -> float:
+        return self.DAMPING * self.squares / max(self.numbers, 1)
 
 
 def observe_layers(model: nn.Module, layers: Mapping[str, tuple[nn.Module, Form]], batches: Iterable[Batch]) -> dict[str, Observation]:

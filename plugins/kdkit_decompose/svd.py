@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 import pydantic
 from torch import nn
 
-from kdkit import Context, KdError, Needs, param
+from kdkit import Context, KdError, param
+from kdkit_decompose.aware_stage import AwareStage
 from kdkit_decompose.factors import decompose, product, singular_values
 from kdkit_decompose.forms import FORMS, Form
-from kdkit_decompose.layer_stage import LayerStage, Replacement
-from kdkit_decompose.moments import Observation, observe_layers
+from kdkit_decompose.layer_stage import Replacement
+from kdkit_decompose.moments import Observation
 from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
 
 Formed = Mapping[str, tuple[Any, Form]]
@@ -27,12 +28,12 @@ class LowRank(Replacement):
 
     layer: Any
     form: Form
-    rank: int
+    ranks: tuple[int]
     seen: Observation | None = None
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        return (self.rank,)
+    def rank(self) -> int:
+        return self.ranks[0]
 
     @property
     def weights(self) -> int:
@@ -49,11 +50,11 @@ class LowRank(Replacement):
         return super().too_dear() and f"rank {self.rank} saves no parameters, {f'only ranks below {even} do' if even > 1 else 'and no rank does'}"
 
 
-class Svd(LayerStage):
+class Svd(AwareStage):
     """Replace linear layers and convolutions by products of two thinner ones, by truncated singular value decomposition.
 
     A linear layer W (out, in) becomes a plain Sequential(Linear(in, r), Linear(r, out)): r·(out + in) parameters and multiply-adds. A
-    convolution k x k becomes one with r channels and one of 1x1 (Zhang et al., 2015), or k x 1 and 1 x k (Jaderberg et al., 2014).
+    convolution k x k becomes one with r channels and one of 1x1 (Zhang et al., 2015), the reverse, or k x 1 and 1 x k (Jaderberg et al., 2014).
     The rank comes from one of `ratio`, `energy`, `budget` and `rank`. Where the session has data, errors are weighed by the inputs that a
     layer really gets (Wang et al., "SVD-LLM", 2024). Train afterwards: `distill soft` or `tune finetune`.
 
@@ -72,13 +73,10 @@ class Svd(LayerStage):
     energy: float | None = param(None, "share of each layer's squared singular values to keep", gt=0, le=1, search=(0.5, 0.99))
     budget: float | None = param(None, "share of all these layers' parameters to keep, given where it brings most", gt=0, lt=1, share="kept", search=(0.2, 0.8))
     rank: int | None = param(None, "the rank of every layer", ge=1)
-    form: Literal["auto", "channel", "spatial"] = param(
-        "auto", "a convolution becomes a smaller one and a 1x1 (channel), k x 1 and 1 x k (spatial), or whichever keeps more of its weight (auto)"
+    form: Literal["auto", "channel", "input", "spatial"] = param(
+        "auto",
+        "a convolution becomes a smaller one and a 1x1 (channel), the other way round (input), k x 1 and 1 x k (spatial), or whichever keeps most of its weight (auto)",
     )
-    aware: bool = param(
-        True, "keep what the layers give out on calibration data, not their weights, where the session has data: far better, above all without training", main=True
-    )
-    batches: int = param(16, "calibration batches to look at", ge=1)
     round_to: int = param(1, "ranks are multiples of it, such as 8 for fast kernels", ge=1)
 
     @pydantic.model_validator(mode="after")
@@ -88,22 +86,10 @@ class Svd(LayerStage):
             raise ValueError(f"{' and '.join(said)} each choose the ranks; give one of them")
         return self
 
-    def optional_inputs(self) -> Needs:
-        """Calibration data, with `aware`."""
-        return Needs(calibration=self.aware)
-
     def replacements(self, model: nn.Module, layers: Mapping[str, Any], context: Context, *, with_data: bool) -> dict[str, Replacement]:
         formed = {name: (layer, self._form(layer)) for name, layer in layers.items()}
-        seen = self._observe(model, formed, context) if with_data and self.aware and context.has_calibration else {}
-        return {name: LowRank(*formed[name], rank, seen.get(name)) for name, rank in self._ranks(formed, seen, context).items()}
-
-    def _observe(self, model: nn.Module, layers: Formed, context: Context) -> dict[str, Observation]:
-        """What calibration data show; a note names the layers of which they show nothing."""
-        seen = observe_layers(model, layers, context.calibration(self.batches))
-        for name, observation in seen.items():
-            if observation.problem:
-                context.note(f"{name}: {observation.problem}: its weight alone counts")
-        return {name: observation for name, observation in seen.items() if not observation.problem}
+        seen = self.observe(model, formed, context, with_data=with_data)
+        return {name: LowRank(*formed[name], (rank,), seen.get(name)) for name, rank in self._ranks(formed, seen, context).items()}
 
     def _form(self, layer: Any) -> Form:
         """The only form that fits, the one that `form` names, or the one that keeps more of the weight at an equal number of parameters."""

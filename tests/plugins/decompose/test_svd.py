@@ -21,21 +21,16 @@ from kdkit.stages.stage import Needs
 from kdkit.stages.validation import validate_stage
 from kdkit.tasks import Regression
 from kdkit_decompose.factors import decompose, factorize
-from kdkit_decompose.forms import CHANNEL, LINEAR, SPATIAL, Form
+from kdkit_decompose.forms import CHANNEL, INPUT, LINEAR, SPATIAL
 from kdkit_decompose.moments import Moment, Observation, observe_layers
 from kdkit_decompose.ranks import break_even, by_budget, by_energy, by_ratio, price
 from kdkit_decompose.svd import Svd
 from tests.fixtures import zoo
-
-
-def context(*batches: Batch) -> Context:
-    data = adopt_data(list(batches))
-    return Context(task=Regression(), objects={"example": data, "calibration": data})
+from tests.fixtures.decomposition import CONVOLUTIONS, context, convolution, images, observed, parameters, run_stage
 
 
 def run(model: nn.Module, batch: Batch, **options) -> tuple[nn.Module, list[str]]:
-    about = context(batch)
-    return Svd(**options).apply(copy.deepcopy(model), about), about.notes
+    return run_stage(Svd(**options), model, batch)
 
 
 def output(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -46,10 +41,6 @@ def output(model: nn.Module, batch: Batch) -> torch.Tensor:
 def linear(outputs: int, inputs: int, seed: int = 0) -> nn.Linear:
     torch.manual_seed(seed)
     return nn.Linear(inputs, outputs)
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def test_the_stage_is_valid():
@@ -73,15 +64,10 @@ def test_at_full_rank_the_output_is_the_same():
     torch.testing.assert_close(decompose(layer, LINEAR, 6)(x), layer(x), atol=1e-5, rtol=0)
 
 
-def observed(layer: nn.Module, inputs: torch.Tensor, form: Form = LINEAR) -> Observation:
-    """What `inputs` show about a layer."""
-    return observe_layers(nn.Sequential(layer), {"0": (layer, form)}, [Batch((inputs,))])["0"]
-
-
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
 def test_with_calibration_full_rank_is_exact_too(shape):
     layer, x = linear(*shape), torch.randn(4, shape[1])
-    torch.testing.assert_close(decompose(layer, LINEAR, 6, observed(layer, torch.randn(50, shape[1])))(x), layer(x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decompose(layer, LINEAR, 6, observed(layer, torch.randn(50, shape[1]), LINEAR))(x), layer(x), atol=1e-4, rtol=0)
 
 
 def correlated(rows: int, width: int, seed: int = 3) -> torch.Tensor:
@@ -103,7 +89,7 @@ def whitened_svd(weight: torch.Tensor, inputs: torch.Tensor, rank: int) -> numpy
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8), (9, 9)])
 def test_aware_factors_are_the_whitened_svd_of_the_paper_from_inputs_and_from_outputs(shape):
     layer, inputs = linear(*shape), correlated(400, shape[1])
-    seen = observed(layer, inputs)
+    seen = observed(layer, inputs, LINEAR)
     assert seen.of_outputs == (shape[0] < shape[1])
     down, up = factorize(LINEAR.matrix(layer), 3, seen)
     numpy.testing.assert_allclose((up @ down).numpy(), whitened_svd(layer.weight.detach(), inputs, 3), atol=1e-3)
@@ -112,7 +98,7 @@ def test_aware_factors_are_the_whitened_svd_of_the_paper_from_inputs_and_from_ou
 def test_aware_factors_err_less_in_the_output_and_more_in_the_weight():
     layer, inputs = linear(16, 24), correlated(2000, 24)
     weight = LINEAR.matrix(layer)
-    plain, aware = (up @ down for down, up in (factorize(weight, 6), factorize(weight, 6, observed(layer, inputs[:1000]))))
+    plain, aware = (up @ down for down, up in (factorize(weight, 6), factorize(weight, 6, observed(layer, inputs[:1000], LINEAR))))
     held_out = inputs[1000:].T
     assert torch.linalg.norm((weight - aware) @ held_out) < 0.5 * torch.linalg.norm((weight - plain) @ held_out)
     assert torch.linalg.norm(weight - aware) > torch.linalg.norm(weight - plain)
@@ -469,22 +455,7 @@ def test_a_1x1_convolution_has_the_factors_of_the_linear_layer_that_it_is_at_eac
     torch.testing.assert_close((made[1].weight.flatten(1) @ made[0].weight.flatten(1)), expected[1].weight @ expected[0].weight, atol=1e-5, rtol=1e-4)
 
 
-CONVOLUTIONS = [
-    {},
-    {"stride": 2, "padding": 1},
-    {"padding": "same", "dilation": 2},
-    {"padding": (1, 2), "padding_mode": "reflect", "stride": (2, 1)},
-    {"padding": 1, "padding_mode": "circular", "bias": False},
-    {"kernel_size": (3, 5)},
-]
-
-
-def convolution(inputs: int = 4, outputs: int = 6, **options) -> nn.Conv2d:
-    torch.manual_seed(0)
-    return nn.Conv2d(inputs, outputs, **{"kernel_size": 3, **options})
-
-
-@pytest.mark.parametrize("form", [CHANNEL, SPATIAL])
+@pytest.mark.parametrize("form", [CHANNEL, INPUT, SPATIAL])
 @pytest.mark.parametrize("options", CONVOLUTIONS)
 def test_a_convolution_at_full_rank_gives_the_same(form, options):
     layer, x = convolution(**options), torch.randn(2, 4, 9, 10)
@@ -508,14 +479,6 @@ def test_the_vectors_that_a_matrix_multiplies_are_the_patches(form, options):
     torch.testing.assert_close(row(given.movedim(-1, 1)), layer(x) - (0 if layer.bias is None else layer.bias.view(-1, 1, 1)), atol=1e-5, rtol=1e-4)
 
 
-def images(items: int = 8, channels: int = 4) -> torch.Tensor:
-    """Smooth images whose channels are correlated, as those of a layer are."""
-    random = torch.Generator().manual_seed(5)
-    raw = torch.randn(items, 2, 6, 6, generator=random)
-    mixed = torch.einsum("oi,bihw->bohw", torch.randn(channels, 2, generator=random), raw) + 0.05 * torch.randn(items, channels, 6, 6, generator=random)
-    return nn.functional.interpolate(mixed, scale_factor=2, mode="bilinear")
-
-
 def test_aware_factors_of_a_convolution_are_the_whitened_svd_over_its_patches():
     layer, x = convolution(), images()
     seen = observed(layer, x, CHANNEL)
@@ -524,7 +487,7 @@ def test_aware_factors_of_a_convolution_are_the_whitened_svd_over_its_patches():
     numpy.testing.assert_allclose((up @ down).numpy(), whitened_svd(CHANNEL.matrix(layer), rows, 3), atol=2e-3)
 
 
-@pytest.mark.parametrize("form", [CHANNEL, SPATIAL])
+@pytest.mark.parametrize("form", [CHANNEL, INPUT, SPATIAL])
 def test_aware_keeps_the_output_of_a_convolution_better_on_new_images(form):
     layer, x = convolution(8, 16, padding=1), images(32, 8)
     seen = observed(layer, x[:16], form)
@@ -532,7 +495,7 @@ def test_aware_keeps_the_output_of_a_convolution_better_on_new_images(form):
     assert aware < 0.8 * plain
 
 
-@pytest.mark.parametrize(("form", "kernels"), [("channel", [(3, 3), (1, 1)]), ("spatial", [(3, 1), (1, 3)])])
+@pytest.mark.parametrize(("form", "kernels"), [("channel", [(3, 3), (1, 1)]), ("input", [(1, 1), (3, 3)]), ("spatial", [(3, 1), (1, 3)])])
 def test_form_chooses_how_convolutions_are_split(form, kernels):
     small, _ = run(zoo.cnn(), zoo.batch("cnn"), form=form, layers=("blocks",))
     assert [layer.kernel_size for layer in small.blocks[0].conv1] == kernels

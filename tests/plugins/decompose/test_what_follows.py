@@ -1,0 +1,25 @@
+"""A decomposed net consists of plain layers: it is pruned, exported and quantized like any other, and restored from its folder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdkit import Session
+from tests.fixtures import zoo
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["decompose svd --form channel", "decompose svd --form spatial", "decompose tucker"])
+def test_a_decomposed_net_is_pruned_quantized_and_restored(line, tmp_path):
+    session = Session(zoo.cnn(), train=zoo.data("cnn"), eval=zoo.data("cnn"), measures=("quality", "size"))
+    session.run(f"{line} --skip stem head", label="thin")
+    session.run("prune channels --ratio 0.25", label="pruned")
+    session.run("quantize static", label="int8")
+    thin, pruned, small = (session[f"@{name}"]["size"] for name in ("thin", "pruned", "int8"))
+    assert session["@base"]["size"] > thin > pruned > small
+    folder = tmp_path / "thin"
+    session.save(folder, version="@thin")
+    x = zoo.batch("cnn").args[0]
+    with torch.no_grad():
+        assert torch.equal(Session.open(folder, measures=()).head.model(x), session["@thin"].model(x))
