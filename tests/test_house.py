@@ -75,6 +75,7 @@ HEAVY = {
     "rouge_score",
     "safetensors",
     "scipy",
+    "tensorly",
     "tokenizers",
     "torch",
     "torch_pruning",
@@ -96,6 +97,7 @@ WHOLE_ROOM = {
     "promises of a room, for every stage or error": [
         *("data/test_what_is_given_as_data", "display/test_escaping"),
         *("legacy/test_legacy", "notebook/test_errors", "session/test_bad_input", "session/test_interrupts"),
+        *("plugins/decompose/test_what_follows",),
         *("storage/test_hostile_folders", "storage/test_packed_tensors", "storage/test_restore_real"),
     ],
     "faults and load": [

@@ -88,12 +88,16 @@ class LayerStage(Stage):
         """
         raise NotImplementedError
 
+    def fill(self, model: nn.Module, chosen: dict[str, Replacement], context: Context) -> dict[str, Replacement]:
+        """Find the values of the replacements, where that is long work that a forecast does not need; default: they have them."""
+        return chosen
+
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
         self._selected(model)
         return ()
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        chosen = self._chosen(model, context, with_data=True)
+        chosen = self.fill(model, self._chosen(model, context, with_data=True), context)
         made = {}
         for done, (name, replacement) in enumerate(chosen.items()):
             context.progress(done, len(chosen), name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import Batch
-from kdkit.models import evaluating
+from kdkit.models import device_of, evaluating
 from kdkit_decompose.forms import Form
 
 
@@ -121,20 +121,23 @@ class Observation:
 def observe_layers(model: nn.Module, layers: Mapping[str, tuple[nn.Module, Form]], batches: Iterable[Batch]) -> dict[str, Observation]:
     """What the batches show about `layers`, by name. Batches stream once."""
     seen = {name: Observation(layer, form) for name, (layer, form) in layers.items()}
+    by_layer = {observation.layer: observation for observation in seen.values()}
+    run_watched(model, list(by_layer), lambda layer, *call: by_layer[layer].add(*call), batches)
+    return seen
+
+
+def run_watched(model: nn.Module, layers: Iterable[nn.Module], watch: Callable[[nn.Module, Tensor, Tensor, Tensor | None], None], batches: Iterable[Batch]) -> None:
+    """Run the batches in eval mode, and call `watch(layer, inputs, output, attention_mask)` after each call of one of the layers."""
     mask: Tensor | None = None
 
-    def watch(observation: Observation) -> Callable:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            observation.add(args[0], output, mask)
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        watch(module, args[0], output, mask)
 
-        return hook
-
-    with evaluating(model), _hooks(observation.layer.register_forward_hook(watch(observation)) for observation in seen.values()):
+    with evaluating(model), _hooks(layer.register_forward_hook(hook) for layer in layers):
         for batch in batches:
-            batch = batch.to(next(model.parameters()).device)
+            batch = batch.to(device_of(model))
             mask = batch.kwargs.get("attention_mask")
             batch.call(model)
-    return seen
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ class Tucker(AwareStage):
         return min(first, layer.out_channels), min(second, layer.in_channels)
 
     def _estimated(self, layers: Mapping[str, Any], context: Context) -> dict[str, Ranks]:
-        """What stands out of the noise in both unfoldings; a layer of noise alone is left alone."""
+        """The ranks of what is above the noise in both unfoldings; a layer of noise alone is left alone."""
         found = {}
         for done, (name, layer) in enumerate(layers.items()):
             context.progress(done, len(layers), f"ranks of {name}")
