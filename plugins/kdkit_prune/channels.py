@@ -18,10 +18,14 @@ from kdkit import Batch, Context, Forecast, KdError, Needs, Stage, Trait, param
 from kdkit.measurement import count_macs
 from kdkit.models import private_copy, select_layers, untouchable
 from kdkit_prune import convolutional, importance, transformers, trial_cut
+from kdkit_prune.gates import OBSERVED, Scores
 from kdkit_prune.groups import Excluded, Group, PruningPlanScope, cut, weights_of
 from kdkit_prune.norm_statistics import norms_with_statistics, reestimate
 from kdkit_prune.selection import ratios, select, smallest
 from kdkit_prune.transformer_sizes import write_config
+
+MEMORIZED = 0.05
+"""A mean loss below which its gradients say little about units."""
 
 Plan = list[Tensor]
 """For each group the units to remove, (units,) bool."""
@@ -45,21 +49,25 @@ class Channels(Stage):
     )
     macs: float | None = param(None, "instead of --ratio: the largest share of the multiply-adds to keep, such as 0.5", gt=0, lt=1, share="kept")
     scope: Literal["layer", "global"] = param("layer", "apply the ratio to each layer, or globally, where the units of all layers compete")
-    importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "taylor", "random"] = param("l1", "how to score units; taylor uses the training data", main=True)
+    importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "first-order", "hessian", "activation", "taylor", "random"] = param(
+        "l1",
+        "how to score units; first-order, hessian and activation use calibration data, taylor the loss on training data; first-order keeps most accuracy",
+        main=True,
+    )
     what: tuple[Literal["channels", "heads", "groups", "ffn", "hidden"], ...] = param(
         ("channels", "heads", "ffn"), "kinds of units: channels of convolutional nets; heads, key/value groups, feed-forward and hidden width of transformers"
     )
     round_to: int = param(1, "keep a multiple of this many channels, where that still removes some; 8 or 16 suits most processors", ge=1)
     layers: tuple[str, ...] = param((), "patterns of the layers to prune; default: all prunable layers", names="layers")
     skip: tuple[str, ...] = param((), "patterns of the layers to keep, together with the layers coupled to them", names="layers")
-    batches: int = param(16, "batches of training data for taylor", ge=1, advanced=True)
+    batches: int = param(16, "batches of data for the importances that use some", ge=1, advanced=True)
     statistics: int = param(
         8, "batches on which BatchNorm statistics are estimated again after the cut, where the session has calibration or training data; 0 leaves them", ge=0
     )
 
     def required_inputs(self) -> Needs:
-        """Taylor importance needs training data; the others need only an example."""
-        return self.needs | Needs(train=True) if self.importance == "taylor" else self.needs
+        """Some importances need data; the others need only an example."""
+        return self.needs | Needs(train=self.importance == "taylor", calibration=self.importance in OBSERVED)
 
     def optional_inputs(self) -> Needs:
         """Data on which BatchNorm statistics are estimated again."""
@@ -71,8 +79,8 @@ class Channels(Stage):
             yield f"--importance taylor needs a loss of the outputs, and {type(model).__name__} gives its losses only in training; use --importance l1"
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
-        """Apply the stage to a copy. Widths do not depend on the data, so l1 replaces taylor."""
-        importance = "l1" if self.importance == "taylor" else self.importance
+        """Apply the stage to a copy. Widths at a ratio do not depend on the data, so l1 replaces importances that use some."""
+        importance = "l1" if self.importance in ("taylor", *OBSERVED) else self.importance
         return Forecast(self.model_copy(update={"importance": importance, "statistics": 0}).apply(model, context))
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
@@ -137,21 +145,33 @@ class Channels(Stage):
         if self.importance == "random":
             generator = torch.Generator().manual_seed(context.seed)
             return [torch.rand(group.units, generator=generator) for group in found.groups]
+        scores, lacking = self._possible_scores(model, found, context)
+        found.left += [Excluded(group.kind, group.name, lacking) for group, score in zip(found.groups, scores, strict=True) if score is None]
+        found.groups = [group for group, score in zip(found.groups, scores, strict=True) if score is not None]
+        if not found.groups:
+            raise _nothing(model, found).with_hints("--importance l1 uses the weights themselves")
+        known = [score.cpu() for score in scores if score is not None]
+        return [score / score.mean().clamp(min=1e-30) for score in known] if self.importance in importance.RELATIVE else known
+
+    def _possible_scores(self, model: nn.Module, found: PruningPlanScope, context: Context) -> tuple[Scores, str]:
+        """The scores of each group, None where there are none, and the reason for that."""
         if self.importance == "bn-scale":
-            scales = [(group, importance.bn_scale(model, group)) for group in found.groups]
-            found.left += [Excluded(group.kind, group.name, "no BatchNorm follows it") for group, scale in scales if scale is None]
-            found.groups = [group for group, scale in scales if scale is not None]
-            if not found.groups:
-                raise _nothing(model, found).with_hints("--importance l1 uses the weights themselves")
-            return [scale for _, scale in scales if scale is not None]
-        scores = [importance.MAGNITUDES[self.importance](weights_of(model, group).float()).cpu() for group in found.groups]
-        return [score / score.mean().clamp(min=1e-30) for score in scores] if self.importance in importance.RELATIVE else scores
+            return [importance.bn_scale(model, group) for group in found.groups], "no BatchNorm follows it"
+        if self.importance in OBSERVED:
+            observe, reason = OBSERVED[self.importance]
+            return observe(model, found.groups, context.calibration(self.batches), context.task), reason
+        return [importance.MAGNITUDES[self.importance](weights_of(model, group).float()) for group in found.groups], ""
 
     def _taylor(self, model: nn.Module, found: PruningPlanScope, context: Context) -> list[Tensor]:
         device = next(model.parameters()).device
         batches = (batch.to(device) for batch in islice(context.data("train").batches(), self.batches))
         with convolutional.differentiable(model), torch.enable_grad():
-            return importance.taylor(model, found.groups, batches, context.task)
+            scores, loss = importance.taylor(model, found.groups, batches, context.task)
+        if loss < MEMORIZED:
+            context.note(
+                f"the mean loss is {loss:.2g}: the model has learned this data by heart, so gradients of its loss are noise; --importance first-order needs no loss"
+            )
+        return scores
 
     def _plan(self, model: nn.Module, batch: Batch, found: PruningPlanScope, scores: Sequence[Tensor], context: Context) -> Plan:
         """The units to remove at the ratio, or at the smallest ratio that meets --macs."""

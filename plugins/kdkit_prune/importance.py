@@ -66,7 +66,7 @@ def lamp(weights: Tensor) -> Tensor:
 MAGNITUDES: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1, "l2": l2, "fpgm": fpgm, "lamp": lamp}
 """Scores that follow from the weights alone."""
 
-RELATIVE = ("l1", "l2", "fpgm")
+RELATIVE = ("l1", "l2", "fpgm", "first-order", "hessian")
 """Scores whose size grows with the layer; over several layers they are compared in units of the layer's mean."""
 
 
@@ -85,8 +85,8 @@ def bn_scale(model: nn.Module, group: Group) -> Tensor | None:
     return total / found if bool(found.all()) else None
 
 
-def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], task: Task) -> list[Tensor]:
-    """(Σ g·w)² over a unit's weights, averaged over batches: the squared first-order change of the loss when the unit goes.
+def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], task: Task) -> tuple[list[Tensor], float]:
+    """(Σ g·w)² over a unit's weights, averaged over batches: the squared first-order change of the loss when the unit goes; and the mean loss.
 
     Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", 2019 (arXiv:1906.10771), equation 8.
     The model must be in eval mode with gradients allowed; no gradient is left on it.
@@ -95,7 +95,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
         KdError: there were no batches, or the loss is not finite.
     """
     weights = list({id(tensor): tensor for group in groups for tensor, _, _ in tensors_of(model, group) if isinstance(tensor, nn.Parameter)}.values())
-    scores, count = [torch.zeros(group.units) for group in groups], 0
+    scores, count, total = [torch.zeros(group.units) for group in groups], 0, 0.0
     for batch in batches:
         loss = task.losses(batch.call(model), batch).sum() / (task.divisor(batch) or 1)
         if not bool(loss.isfinite()):
@@ -104,7 +104,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], 
         change = {id(weight): weight.detach() * (slope if slope is not None else 0.0) for weight, slope in zip(weights, slopes, strict=True)}
         for score, group in zip(scores, groups, strict=True):
             score += weights_of(model, group, lambda weight: change[id(weight)]).sum(1).float().cpu() ** 2  # noqa: B023 - used at once
-        count += 1
+        count, total = count + 1, total + float(loss.detach())
     if not count:
         raise KdError("prune channels: Taylor importance got no batch", "%kd set --train {loader}")
-    return [score / count for score in scores]
+    return [score / count for score in scores], total / count

@@ -41,11 +41,13 @@ class Weights(Stage):
     forbids: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT, Trait.ONNX}
     adds: ClassVar[Iterable[str]] = {Trait.MASKS_PENDING}
 
-    ratio: float = param(0.5, "share of the weights to set to zero", gt=0, lt=1, share="removed", search=(0.3, 0.95))
+    ratio: float = param(0.5, "share of the weights to set to zero", gt=0, lt=1, share="removed", search=(0.3, 0.95), main=True)
     method: Literal["magnitude", "lamp", "wanda", "sparsegpt"] = param(
-        "magnitude", "how to choose the weights; wanda and sparsegpt use calibration data, and sparsegpt also adapts those that stay"
+        "magnitude", "how to choose the weights; wanda and sparsegpt use calibration data, and sparsegpt also adapts those that stay", main=True
     )
-    pattern: str = param("single", "single weights, N:M (2:4 keeps two of four consecutive inputs, whatever --ratio is), or blocks of ROWSxCOLUMNS, such as 16x16")
+    pattern: str = param(
+        "single", "single weights, N:M (2:4 keeps two of four consecutive inputs, whatever --ratio is), or blocks of ROWSxCOLUMNS, such as 16x16", main=True
+    )
     scope: Literal["row", "layer", "global"] | None = param(
         None, "where the ratio holds: in each output, in each layer, or in all layers together; default: row for wanda, as in its paper, else layer"
     )

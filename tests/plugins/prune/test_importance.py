@@ -68,8 +68,9 @@ def test_taylor_is_the_squared_change_of_the_loss_averaged_over_batches():
             last = (net[4].weight * net[4].weight.grad)[:, 4 * unit : 4 * unit + 4].sum()
             expected[unit] += (first + last).item() ** 2 / 2
     net.zero_grad()
-    (scores,) = importance.taylor(net, [group], batches, Classification())
+    (scores,), loss = importance.taylor(net, [group], batches, Classification())
     torch.testing.assert_close(scores, expected, atol=1e-7, rtol=1e-3)
+    assert loss == pytest.approx(sum(float(nn.functional.cross_entropy(net(*batch.args), batch.labels).detach()) for batch in batches) / 2)
     assert all(weight.grad is None for weight in net.parameters())
 
 
