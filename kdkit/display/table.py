@@ -67,6 +67,15 @@ def base_value(value: float, unit: str = "") -> float:
     return value if factor == 1 else value * factor
 
 
+def base_unit(unit: str) -> str:
+    """The unit of a `base_value`.
+
+    >>> base_unit("ms"), base_unit("B")
+    ('s', 'B')
+    """
+    return _DIVISIBLE.get(unit, (unit, 1.0))[0]
+
+
 def volatile(text: str) -> str:
     """A text that differs from run to run (a time, a path): "…" while `KDKIT_STABLE=1`, so that notebooks compare."""
     return "…" if os.environ.get("KDKIT_STABLE") == "1" else text

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from typing import Any
 
-from kdkit.display.table import Cell, Table, number, volatile
+from kdkit.display.data_frame import as_dataframe
+from kdkit.display.table import Cell, Table, base_unit, base_value, number, volatile
 from kdkit.errors import KdError, describe_exception, printable
 
 EVAL, EARLIER, OTHER_DATA = "eval", "earlier eval", "other data"
@@ -150,12 +151,47 @@ class Report(Mapping[str, Figure]):
             "figure": [figure.name for figure in self.figures],
             "value": [None if figure.simulated else Cell(figure.text()) for figure in self.figures],
             "simulated": [Cell(replace(figure, simulated=False).text()) if figure.simulated else "" for figure in self.figures],
-            "to original": ["" if figure.ratio in (None, 1) else Cell(figure._shown(_factor(figure.ratio))) for figure in self.figures],
             "n": ["" if figure.n is None else Cell(figure._shown(str(figure.n)) + (f" of {figure.total}" if figure.total else "")) for figure in self.figures],
             "data": [figure.data if figure.data not in ("", EVAL) else "" for figure in self.figures],
         }
         kept = {name: cells for name, cells in columns.items() if name in ("figure", "value") or any(cell != "" for cell in cells)}
         return Table(list(kept), list(zip(*kept.values(), strict=True)))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row a figure: its name, its value in the base unit, unit, and how it was measured."""
+        return [
+            {
+                "figure": figure.name,
+                "value": base_value(figure.value, figure.unit),
+                "unit": base_unit(figure.unit),
+                **{name: getattr(figure, name) for name in ("better", "backend", "simulated", "n", "data", "total", "margin", "ratio", "spread", "disturbed")},
+            }
+            for figure in self.figures
+        ]
+
+    def to_dataframe(self) -> Any:
+        """The `records` as a pandas DataFrame.
+
+        Raises:
+            KdError: pandas is not installed.
+        """
+        return as_dataframe(self.records())
+
+    @property
+    def details(self) -> Table:
+        """One row per figure: its value, on which data, how often it was measured, on which backend, and how far apart repeated measurements were."""
+        rows = [
+            [
+                figure.name,
+                Cell(figure.text()),
+                figure.data,
+                Cell("" if figure.n is None else figure._shown(str(figure.n))),
+                figure.backend,
+                Cell("" if figure.spread is None else figure._shown(f"{figure.spread:.0%}")),
+            ]
+            for figure in self.figures
+        ]
+        return Table(["figure", "value", "data", "n", "backend", "spread"], rows, "times are medians; spread: the distance of their quartiles, as a share of the median")
 
     def _remarks(self) -> list[str]:
         return [*self.notes, *([self.load] if self.load and volatile(self.load) == self.load else [])]
@@ -164,5 +200,8 @@ class Report(Mapping[str, Figure]):
         return "\n".join([repr(self.table), *(f"note: {printable(remark)}" for remark in self._remarks())])
 
     def _repr_html_(self) -> str:
+        """The main figures and the notes; all figures and how they were measured are folded."""
         remarks = "".join(f"<li>{escape(remark)}</li>" for remark in self._remarks())
-        return self.table._repr_html_() + (f"<ul>{remarks}</ul>" if remarks else "")
+        main = replace(self, figures=tuple(figure for figure in self.figures if figure.headline) or self.figures)
+        folded = f"<details><summary>All figures, and how they were measured</summary>{self.details._repr_html_()}</details>" if self.figures else ""
+        return main.table._repr_html_() + (f"<ul>{remarks}</ul>" if remarks else "") + folded

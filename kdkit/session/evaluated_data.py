@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from kdkit.data import Data
 from kdkit.measurement.report import EARLIER, EVAL, Report
@@ -35,15 +34,13 @@ class EvaluatedData:
     total: int | None = None
 
     @classmethod
-    def of(cls, data: Data | None, sample: int | Literal["all"] | None) -> EvaluatedData:
+    def of(cls, data: Data | None, sample: int | None) -> EvaluatedData:
         """The data that the setting `sample` chooses.
 
         >>> EvaluatedData.of(Data(lambda: [], "many", 60_000), None).data
         Data(5000 of many)
-        >>> EvaluatedData.of(Data(lambda: [], "many", 60_000), "all").total is None
-        True
         """
-        if data is None or sample == "all" or data.items is None or (sample is None and data.items <= LARGE):
+        if data is None or data.items is None or (sample is None and data.items <= LARGE):
             return cls(data)
         items = FIRST if sample is None else sample
         return cls(data) if items >= data.items else cls(data.sample(items), total=data.items)

@@ -14,7 +14,7 @@ from kdkit.measurement.report import OTHER_DATA, Report
 from kdkit.models.stored_form import Storage
 from kdkit.models.traits import traits_of
 from kdkit.session.evaluated_data import EvaluatedData, on_earlier_data
-from kdkit.session.history import History, Version
+from kdkit.session.history import Version
 from kdkit.session.measuring import Measuring
 from kdkit.session.objects import Objects
 from kdkit.session.state import SessionState
@@ -48,6 +48,8 @@ class Evaluation(SessionState):
         try:
             if self.history.versions and given.keys() & DECIDE_QUALITY and "eval" in self.objects:
                 self._measure_late(before[0])
+            elif "loss_limit" in given:
+                self.history = self.history  # which marks them again
         except BaseException:
             self.objects, self.settings, self.task, self.trackers = before
             raise
@@ -61,7 +63,7 @@ class Evaluation(SessionState):
         if base is not None:
             report = self._measured(self.original, storage=base.storage) if before.example() is None else self._with_quality(base)
             history = history.replaced(replace(base, report=report))
-        self._commit(history)
+        self.history = history
 
     def _with_quality(self, version: Version, all: bool = False) -> Report:
         """A version's report, with its figures on the evaluation data measured again."""
@@ -87,7 +89,7 @@ class Evaluation(SessionState):
             return replace(self._measuring(), evaluated=adopted, measures=("quality", "agreement")).measure(model)
         report = self._with_quality(chosen, all=True) if all else self._measured(model, storage=chosen.storage)
         # a second thread may have changed its label meanwhile
-        self._commit(self.history.replaced(replace(self.version(chosen), report=report)))
+        self.history = self.history.replaced(replace(self.version(chosen), report=report))
         return self.version(chosen).report
 
     def answering(self, model: nn.Module) -> AbstractContextManager[Call]:
@@ -102,14 +104,11 @@ class Evaluation(SessionState):
 
     def _measuring(self, all: bool = False) -> Measuring:
         settings, example = self.settings, self.objects.example()
-        evaluated = EvaluatedData.of(self.objects.get("eval"), "all" if all else settings["sample"])
+        data = self.objects.get("eval")
+        evaluated = EvaluatedData(data) if all else EvaluatedData.of(data, settings["sample"])
         return Measuring(self.task, evaluated, example, settings["backend"], self.original, settings["measures"], self._predictions, self._scale)
 
     def _adopt(self, model: nn.Module, label: str, origin: str) -> Version:
         version = Version(self.history.next, model, self._measured(model), traits_of(model), origin=origin)
-        self._commit(self.history.grown([version], label))
+        self.history = self.history.grown([version], label)
         return self.head
-
-    def _commit(self, history: History) -> None:
-        """Make a history the session's; its times are on the scale that the last timing may have changed."""
-        self.history = history.reported(self._scale.applied)

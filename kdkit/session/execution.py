@@ -13,6 +13,7 @@ from kdkit.errors import KdError
 from kdkit.guards.error_location import describe_error
 from kdkit.guards.interrupts import package_of
 from kdkit.guards.random_state import seeded
+from kdkit.guards.stopwatch import stopwatch
 from kdkit.measurement.report import Report
 from kdkit.models.copies import private_copy, share_unchanged
 from kdkit.models.stored_form import Storage
@@ -53,15 +54,18 @@ def make(step: Planned, parent: Version, number: int, context: Context, measured
     def run(channel: Channel) -> Version:
         context.channel.progress(Progress(stage.title, 0, 1, "begins"))
         began = time.perf_counter()
-        with seeded(context.seed):
+        with seeded(context.seed), stopwatch() as parts:
             outcome = _run_verified(stage, parent, replace(context, channel=channel))
         seconds = time.perf_counter() - began
         storage, dropped = storage_after(stage, outcome.model, parent)
         context.channel.progress(Progress(stage.title, 1, 1, "measuring"))
+        measuring = time.perf_counter()
+        report = measured(outcome.model, storage)
+        measuring_seconds = time.perf_counter() - measuring
         return Version(
             number,
             outcome.model,
-            measured(outcome.model, storage),
+            report,
             with_encoded_trait((step.traits - SEEN) | traits_of(outcome.model), storage),
             stage=stage,
             parent=parent.number,
@@ -69,6 +73,8 @@ def make(step: Planned, parent: Version, number: int, context: Context, measured
             seed=context.seed,
             inserted=step.inserted,
             seconds=seconds,
+            export_seconds=parts.get("export", 0.0),
+            measuring_seconds=measuring_seconds,
             attachments=outcome.attachments,
             renamed=outcome.renamed,
             storage=storage,

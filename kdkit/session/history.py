@@ -9,7 +9,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kdkit.display.attachments import as_html, as_text
+from kdkit.display.table import number as in_digits
+from kdkit.display.table import volatile
 from kdkit.errors import KdError, did_you_mean, printable, printable_lines
+from kdkit.measurement.change import Change
 from kdkit.renaming import renamed_property
 
 if TYPE_CHECKING:
@@ -22,6 +25,14 @@ if TYPE_CHECKING:
 
 TRIAL = "trial"
 """The label of a version that `Session.trial` made and that is not in the history."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A version that another one is compared with: its name and report."""
+
+    name: str
+    report: Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +51,9 @@ class Version:
         seed: seed of the stage.
         inserted: whether kdkit inserted the stage as a bridge.
         origin: where the model comes from, if no stage made it.
-        seconds: run time of the stage.
+        seconds: run time of the stage, with its export and without measuring.
+        export_seconds: of these, the time in which models were exported.
+        measuring_seconds: time in which the result was measured.
         facts: what the folder that it was loaded from states about it.
         attachments: tables and charts of the stage; they live as long as the session and are not saved.
         renamed: old -> new name of each layer that the stage renamed.
@@ -49,6 +62,8 @@ class Version:
         replaced_by: number of the version that a later run made in its place; None while it is the current one.
         mark: how a later run outdated it: "the old @slim", or "on the old @slim".
         session_notes: notes on its place in the session; they are not saved.
+        compared: the last version before it that a line of the user made, and the first version.
+        marks: warnings about its figures.
     """
 
     number: int
@@ -63,6 +78,8 @@ class Version:
     inserted: bool = False
     origin: str = ""
     seconds: float = 0.0
+    export_seconds: float = 0.0
+    measuring_seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
     attachments: tuple[Any, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +88,8 @@ class Version:
     replaced_by: int | None = None
     mark: str = ""
     session_notes: tuple[str, ...] = ()
+    compared: tuple[Reference, ...] = ()
+    marks: tuple[str, ...] = ()
 
     exhibits = renamed_property("exhibits", "attachments")
 
@@ -89,11 +108,28 @@ class Version:
         """A figure's value by name: `version["accuracy"]`."""
         return self.report[figure].value
 
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds of its step's own work, of its export and of its measuring."""
+        return {"work": self.seconds - self.export_seconds, "export": self.export_seconds, "measuring": self.measuring_seconds}
+
+    @property
+    def changes(self) -> dict[str, Change]:
+        """What became better and worse, by the name of the version that it is compared with."""
+        return {each.name: Change(each.report, self.report) for each in self.compared}
+
+    @property
+    def sentences(self) -> list[str]:
+        """The changes as sentences, and warnings."""
+        found = [(name, str(change), change.slowdown) for name, change in self.changes.items()]
+        slower = [f"{volatile(f'{factor:.3g}x')} slower than {name}" for name, _, factor in found if factor > 1 and volatile("") == ""]
+        return [*(f"against {name}: {text}" for name, text, _ in found if text), *(f"! {mark}" for mark in (*self.marks, *slower))]
+
     def __repr__(self) -> str:
         return "\n".join(
             [
                 printable_lines(f"{self.name}: {self.made_by}"),
-                *(f"  {printable(note)}" for note in (*self.notes, *self.session_notes)),
+                *(f"  {printable(line)}" for line in (*self.sentences, *self.notes, *self.session_notes)),
                 repr(self.report),
                 *map(as_text, self.attachments),
             ]
@@ -102,7 +138,15 @@ class Version:
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in (*self.notes, *self.session_notes))
         head = f"<p><b>{escape(self.name)}</b> <code>{escape(self.made_by)}</code></p>"
-        return "".join([head, f"<ul>{notes}</ul>" if notes else "", self.report._repr_html_(), *map(as_html, self.attachments)])
+        head += "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences)
+        return "".join([head, f"<ul>{notes}</ul>" if notes else "", self.report._repr_html_(), self._times_html(), *map(as_html, self.attachments)])
+
+    def _times_html(self) -> str:
+        """The times of its step, folded."""
+        if self.stage is None:
+            return ""
+        told = " · ".join(f"{name} {in_digits(seconds, 's')}" for name, seconds in self.times.items())
+        return f"<details><summary>Times of this step</summary><p>{volatile(told)}</p></details>"
 
 
 @dataclass(frozen=True)
@@ -163,8 +207,26 @@ class History:
 
     def reported(self, change: Callable[[Report], Report]) -> History:
         """With every report changed."""
-        changed = {version.number: (version, change(version.report)) for version in self}
-        return replace(self, versions={number: version if report == version.report else replace(version, report=report) for number, (version, report) in changed.items()})
+        return self._each(lambda version: version if (report := change(version.report)) == version.report else replace(version, report=report))
+
+    def compared(self, marks_of: Callable[[Version], tuple[str, ...]]) -> History:
+        """With what each version is compared with, and the marks that follow from it."""
+
+        def change(version: Version) -> Version:
+            line = self.lineage(version)[:-1]
+            written = [each for each in line if not each.inserted]
+            others = {each.number: Reference(each.name, each.report) for each in (*written[-1:], *line[:1])}
+            if version.compared != tuple(others.values()):
+                version = replace(version, compared=tuple(others.values()))
+            marks = marks_of(version)
+            return version if marks == version.marks else replace(version, marks=marks)
+
+        return self._each(change)
+
+    def _each(self, change: Callable[[Version], Version]) -> History:
+        """With every version changed; itself if none is."""
+        versions = {number: change(version) for number, version in self.versions.items()}
+        return self if all(version is self.versions[number] for number, version in versions.items()) else replace(self, versions=versions)
 
     def undo(self) -> History:
         """With the head one stage back; bridges are undone together with the stage that they were inserted for."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal, get_args
 
+from kdkit.display.data_frame import as_dataframe
 from kdkit.display.table import Cell, Table, base_value
 from kdkit.display.table_text import TableText, write_csv, write_latex, write_markdown
-from kdkit.errors import KdError
+from kdkit.errors import KdError, did_you_mean
 from kdkit.measurement.report import EARLIER, EVAL
+from kdkit.session.condition import Condition
 from kdkit.session.history import Version
 
 Format = Literal["markdown", "latex", "csv"]
@@ -47,6 +50,37 @@ class Listing:
         rows = [[self._name(version), version.made_by, *(self._cell(version, name) for name in names)] for version in self.versions]
         return Table(["version", "made by", *names], rows, self.caption)
 
+    def sorted_by(self, name: str) -> Listing:
+        """The best version in a figure first; those without it come last.
+
+        Raises:
+            KdError: no version has such a figure.
+        """
+        self._check_figure(name, "sort")
+
+        def rank(version: Version) -> float:
+            figure = version.report[name]
+            return figure.value if figure.better == "lower" else -figure.value
+
+        ranked = sorted((version for version in self.versions if name in version.report), key=rank)
+        return replace(self, versions=(*ranked, *(version for version in self.versions if name not in version.report)), also=(*self.also, name))
+
+    def where(self, conditions: Iterable[str]) -> Listing:
+        """The versions that meet all conditions, such as "size<100kB" and "accuracy>=0.9"; a version without the figure meets none.
+
+        Raises:
+            KdError: a condition can't be read, or no version has such a figure.
+        """
+        chosen = [Condition.read(text) for text in conditions]
+        for condition in chosen:
+            self._check_figure(condition.figure, "where")
+        left = tuple(version for version in self.versions if all(condition.holds(version.report.get(condition.figure)) for condition in chosen))
+        return replace(self, versions=left, also=(*self.also, *(condition.figure for condition in chosen)))
+
+    def _check_figure(self, name: str, option: str) -> None:
+        if name not in self.figures:
+            raise KdError(f"--{option}: no version has a figure {name!r}", did_you_mean(name, self.figures), f"figures: {' '.join(self.figures)}")
+
     def records(self) -> list[dict[str, Any]]:
         """One row a version: number, label, line, parent, status, and each figure as a plain number in its base unit; None if it was not measured."""
         return [self._record(version) for version in self.versions]
@@ -63,11 +97,7 @@ class Listing:
         Raises:
             KdError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise KdError("a DataFrame needs pandas, which is not installed", "pip install 'kdkit[pandas]'") from error
-        return pandas.DataFrame(self.records())
+        return as_dataframe(self.records())
 
     def text_as(self, format: Format) -> TableText:
         """The table as text to copy: `markdown` and `latex` as it is shown, `csv` with the `records`.

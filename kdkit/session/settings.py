@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, Optional, TypeVar
+from typing import Any, ClassVar, Optional, TypeVar
 
 from pydantic import create_model
 
@@ -37,10 +37,11 @@ class SessionSettings(Settings):
     output: str | None = param(None, "which of several outputs of the model is evaluated, by number or name; default: a standard name, or the one that fits the labels")
     loss: Any = param(None, "loss(prediction, labels) to use instead of the task's loss; loss(output, labels) receives the model's complete output", names="function")
     metric: Any = param(None, "metric(predictions, labels) to use instead of the task's metric; metric(output, labels) receives complete outputs", names="function")
-    sample: int | Literal["all"] | None = param(None, "items of the eval data to measure versions on at first, or all; default: all, or 5000 of more than 20 000")
+    sample: int | None = param(None, "items of the eval data to measure versions on at first; default: all, or 5000 of more than 20 000", ge=1)
     measures: tuple[str, ...] | None = param(None, "names of what to measure after each stage; default: everything")
     trackers: tuple[str, ...] = param((), "names of loggers, contributed by plugins, that receive stage events; --no-trackers turns them off")
     backend: str = param("cpu", "where versions run and are measured: cpu, cpu-bf16, cuda, int8, ...")
+    loss_limit: float = param(2.0, "loss of quality above which a step is marked: in points (hundredths) of a share such as accuracy, in percent of other figures", ge=0)
     seed: int = param(0, "random seed of every stage", ge=0)
     batch_size: int = param(32, "batch size for data given as one array", ge=1)
     verbose: bool | None = param(None, "whether sessions in plain Python show progress bars; default: on terminals and in notebooks")
@@ -163,8 +164,11 @@ def changed_settings(before: Mapping[str, Any], given: Mapping[str, Any]) -> dic
             raise KdError(f"--{name} {settings[name]!r} is not a list of names", f'for example {name}=("quality", "size")' if name == "measures" else "")
     for name in ("seed", "batch_size"):
         check_integer(name, settings[name])
-    if settings["sample"] not in (None, "all"):
+    if settings["sample"] is not None:
         check_integer("sample", settings["sample"])
+    limit = settings["loss_limit"]
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
+        raise KdError(f"--loss-limit {limit!r} is not a number from 0 up", "2 marks a loss of more than 2 points")
     reason = SessionSettings.find_record("backend", str(settings["backend"])).unavailable()
     if reason:
         raise KdError(f"backend {settings['backend']} can't be used here: {reason}", "%kd set --backend cpu")
@@ -181,7 +185,7 @@ def check_integer(name: str, value: Any) -> int:
     Raises:
         KdError: it is not.
     """
-    least = next((bound.ge for bound in SessionSettings.model_fields[name].metadata if hasattr(bound, "ge")), 1)
+    least = next(bound.ge for bound in SessionSettings.model_fields[name].metadata if hasattr(bound, "ge"))
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise KdError(f"--{name.replace('_', '-')} {value!r} is not a whole number from {least} up", "give one below 2**63")
     return value

@@ -14,7 +14,7 @@ from kdkit.pipelines.pipeline import Pipeline
 from kdkit.renaming import warn_renamed
 from kdkit.session.evaluation import Evaluation
 from kdkit.session.forecast import Plan
-from kdkit.session.history import TRIAL, History, Version, checked
+from kdkit.session.history import TRIAL, History, Reference, Version, checked
 from kdkit.session.objects import Objects
 from kdkit.session.rerunning import EarlierRun, earlier_run, run_since_change, with_replacement_notes
 from kdkit.session.running import Observe, Runner
@@ -75,7 +75,7 @@ class StageRuns(Evaluation):
             done: list[Version] = []
             try:
                 for made, is_last in self._runner().run(pipeline, self.version(on), self._seed(seed, pipeline), observe):
-                    self._commit(self.history.grown(made, label if is_last else ""))
+                    self.history = self.history.grown(made, label if is_last else "")
                     done.append(self.head)
             except KdError as error:
                 if done:
@@ -128,7 +128,7 @@ class StageRuns(Evaluation):
         for version in self.history:
             if version.number not in after.versions:
                 self._removed.keep(self.history, version, was_replaced=True)
-        self._commit(with_replacement_notes(earlier.versions, made, after))
+        self.history = with_replacement_notes(earlier.versions, made, after)
         return self.head
 
     def trial(self, stages: Any, *, on: Any = None, seed: int | None = None, observe: Observe | None = None) -> Version:
@@ -178,7 +178,7 @@ class StageRuns(Evaluation):
         pipeline, start = Pipeline.of(stages), self.version(on)
         self._context("the trial", observe).check_cancelled()
         *_, (made, _) = self._runner().run(pipeline, start, self._seed(seed, pipeline), observe)
-        return replace(made[-1], label=TRIAL, parent=start.number, report=self._scale.applied(made[-1].report))
+        return replace(made[-1], label=TRIAL, parent=start.number, report=self._scale.applied(made[-1].report), compared=(Reference(start.name, start.report),))
 
     def validate_order(self, stages: Any, on: Any = None, given: Mapping[str, Any] | None = None) -> list[list[Planned] | KdError]:
         """For each stage the steps it would run as, bridges first, or the error that keeps it from running. Nothing runs.

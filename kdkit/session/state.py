@@ -23,6 +23,7 @@ from kdkit.measurement.predictions import PredictionStore
 from kdkit.measurement.time_scale import TimeScale
 from kdkit.session import task_lookup
 from kdkit.session.history import History, Version
+from kdkit.session.marks import marks
 from kdkit.session.measuring import choose_backend
 from kdkit.session.objects import Objects
 from kdkit.session.progress_bar import observed
@@ -52,7 +53,6 @@ class SessionState:
     """
 
     original: nn.Module
-    history: History
     objects: Objects
     settings: dict[str, Any]
     task: tasks.Task | None
@@ -61,9 +61,10 @@ class SessionState:
 
     def _begin(self) -> None:
         """The state of a session without model, data or versions."""
+        self._scale = TimeScale()
+        self.settings = dict(DEFAULTS)
         self.history = History()
         self.objects = Objects({}, self._model_named, DEFAULTS["batch_size"])
-        self.settings = dict(DEFAULTS)
         self.task = None
         self.trackers = {}
         self._observe: Observe | None = None
@@ -71,10 +72,21 @@ class SessionState:
         self._cancelled = threading.Event()
         self._scratch = ScratchFolder()
         self._predictions = PredictionStore()
-        self._scale = TimeScale()
         self._removed = RemovedVersions()
         self._after_drop = None
         self._written = WrittenFiles()
+
+    @property
+    def history(self) -> History:
+        """The versions, with times on one scale, and with what each is compared with."""
+        return self._history
+
+    @history.setter
+    def history(self, history: History) -> None:
+        self._history = history.reported(self._scale.applied).compared(self._marks)
+
+    def _marks(self, version: Version) -> tuple[str, ...]:
+        return marks(version, self.settings["loss_limit"])
 
     @property
     def versions(self) -> tuple[Version, ...]:

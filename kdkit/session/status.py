@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from kdkit.pipelines.order import follows
-from kdkit.plugins.manager import manager
 from kdkit.session.history import History, Version
 from kdkit.session.listing import Listing
+from kdkit.session.next_steps import next_steps
 
 MANY = 3
 """Techniques of a family up to which a status names each."""
@@ -49,10 +48,8 @@ class Status:
 
     @property
     def next(self) -> list[str]:
-        """Techniques that can run on the head now, after a bridge if they need one, as "family technique"."""
-        traits = self.head.traits
-        offered = [stage for stage in manager().stages().values() if not stage.bridge]
-        return [stage.id.replace(".", " ", 1) for stage in offered if follows(stage, traits)]
+        """Techniques that can run on the head now, after a bridge if they need one, as "family technique"; those of most use first."""
+        return [id.replace(".", " ", 1) for id in next_steps(self.history, self.head)]
 
     def __repr__(self) -> str:
         return f"{self.listing!r}\n{self._ahead}"
@@ -67,13 +64,13 @@ class Status:
 
 
 def _by_family(techniques: list[str]) -> Iterator[str]:
-    """Each technique; for a family with many techniques, their number.
+    """Each technique, those of a family together; of a family with many techniques the first, and the number of the others.
 
-    >>> list(_by_family(["prune channels", "distill a", "distill b", "distill c", "distill d"]))
-    ['prune channels', 'distill (4: %kd list distill)']
+    >>> list(_by_family(["prune channels", "distill a", "tune b", "distill b", "distill c", "distill d"]))
+    ['prune channels', 'distill a (3 more: %kd list distill)', 'tune b']
     """
     families: dict[str, list[str]] = {}
     for each in techniques:
         families.setdefault(each.partition(" ")[0], []).append(each)
     for family, named in families.items():
-        yield from named if len(named) <= MANY else [f"{family} ({len(named)}: %kd list {family})"]
+        yield from named if len(named) <= MANY else [f"{named[0]} ({len(named) - 1} more: %kd list {family})"]

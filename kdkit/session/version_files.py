@@ -77,7 +77,7 @@ class VersionFiles(Evaluation):
             with loaded.explain_failures():
                 report = self._measured(loaded.model, storage=saved_storage(loaded.facts))
                 version = loaded.describe(Version(self.history.next, loaded.model, report, traits_of(loaded.model)))
-            self._commit(self.history.grown([version], loaded.label))
+            self.history = self.history.grown([version], loaded.label)
             return self.head
 
     def _skeleton(self, path: str | Path) -> nn.Module | None:

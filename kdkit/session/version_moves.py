@@ -46,7 +46,7 @@ class VersionMoves(SessionState):
             if not forever:
                 self._removed.keep(self.history, chosen)
             self.history = after
-            self._after_drop = None if forever else (after, chosen.number)
+            self._after_drop = None if forever else (self.history, chosen.number)
         return self.status().listing
 
     @property

@@ -17,6 +17,7 @@ from kdkit.backends.tracing import FIXED_BATCH, NO_GRAPH, exportable, quiet_expo
 from kdkit.data import Batch
 from kdkit.errors import KdError
 from kdkit.guards import explain_error
+from kdkit.guards.stopwatch import timed
 from kdkit.models.copies import private_copy
 from kdkit.models.export_forms import has_export_forms, in_export_forms
 from kdkit.models.output_comparison import relative_difference, rounding_tolerance
@@ -42,6 +43,7 @@ class _Flat(nn.Module):
         return tuple(describe_output(self.model(*args, **given))[1])
 
 
+@timed("export")
 def to_onnx(
     model: nn.Module, example: Batch, attention: Literal["eager", "keep"] = "eager", opset: int | None = None, report: Report = lambda done, text: None
 ) -> OnnxModel:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdkit.display.page import Source, Written
-from kdkit.errors import KdError, did_you_mean
 from kdkit.notebook.verb import Verb
 from kdkit.parameters.settings import param
-from kdkit.session.listing import Format, Listing
+from kdkit.session.listing import Format
 
 if TYPE_CHECKING:
     from kdkit.notebook.workspace import Workspace
@@ -20,33 +19,24 @@ class Compare(Verb):
     """Compare versions side by side, each figure with its ratio to the first version's."""
 
     positional: ClassVar = ("versions",)
-    example_line: ClassVar = "%kd compare @base @slim --by size"
+    example_line: ClassVar = '%kd compare @base @slim --sort size --where "accuracy>=0.9"'
     tab: ClassVar = "Compare"
 
     versions: tuple[str, ...] = param((), "default: all versions", names="version")
-    by: str | None = param(None, "figure to sort by, the best version first", names="figure")
+    sort: str | None = param(None, "figure to sort by, the best version first", names="figure")
+    where: tuple[str, ...] = param((), 'only versions that meet these conditions, such as "size<100kB" "accuracy>=90%"')
+    by: str | None = param(None, "the same as --sort", names="figure")
     all: bool = param(False, "show every measured figure, not only the main ones")
     format: Format | None = param(None, "text to copy into a paper or a spreadsheet; csv has plain numbers in base units; default: a table")
 
     def run(self, workspace: Workspace) -> Any:
-        listing = self._sorted(workspace)
-        return listing if self.format is None else listing.text_as(self.format)
-
-    def _sorted(self, workspace: Workspace) -> Listing:
         listing = workspace.session.compare(*self.versions)
-        known = listing.figures
         if self.all:
-            listing = replace(listing, also=tuple(known))
-        if self.by is None:
-            return listing
-        if self.by not in known:
-            raise KdError(f"compare: no version has a figure {self.by!r}", did_you_mean(self.by, known), f"figures: {' '.join(known)}")
-        updated = sorted((each for each in listing.versions if self.by in each.report), key=self._rank)
-        return replace(listing, versions=(*updated, *(each for each in listing.versions if self.by not in each.report)), also=(*listing.also, self.by))
-
-    def _rank(self, version: Any) -> float:
-        figure = version.report[self.by]
-        return figure.value if figure.better == "lower" else -figure.value
+            listing = replace(listing, also=tuple(listing.figures))
+        listing = listing.where(self.where) if self.where else listing
+        name = self.sort or self.by
+        listing = listing.sorted_by(name) if name is not None else listing
+        return listing if self.format is None else listing.text_as(self.format)
 
 
 class Keep(Verb):

@@ -1,0 +1,111 @@
+"""What a step did, in sentences, and which losses are marked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit.errors import KdError
+from kdkit.measurement.report import Figure, Report
+from kdkit.session.cures import lines_to_restore
+from kdkit.session.history import History, Version
+from kdkit.session.session import Session
+from tests.fixtures import zoo
+
+MEASURES = ("quality", "size")
+
+
+class Sure(nn.Module):
+    """Two layers that copy their input, so that the first two of four classes get lost at half the rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        for layer, scale in ((self.first, [1.0, 2.0, 3.0, 4.0]), (self.second, [1.0, 1.0, 1.0, 1.0])):
+            layer.weight.data = torch.diag(torch.tensor(scale))
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+@pytest.fixture
+def session():
+    return Session(Sure(), eval=(torch.eye(4).repeat(10, 1), torch.arange(4).repeat(10)), measures=MEASURES)
+
+
+def test_a_step_is_compared_with_the_step_before_and_with_the_first_version(session):
+    session.run("decompose svd --ratio 0.5 --layers first", label="thin")
+    made = session.run("tune finetune --steps 1 --learning-rate 1e-9 --data eval", label="tuned")
+    assert [each.name for each in made.compared] == ["@thin", "@base"]
+    shown = repr(made).splitlines()
+    assert shown[1].startswith("  against @thin: accuracy")
+    assert shown[2].startswith("  against @base: accuracy 1 -> ")
+    assert [each.name for each in session.version("@thin").compared] == ["@base"]
+    assert repr(session.version("@base")).splitlines()[1].startswith("figure")
+
+
+def test_names_of_what_a_step_is_compared_with_follow_the_labels(session):
+    session.run("decompose svd --ratio 0.5 --layers first", label="thin")
+    session.keep("@base", "original")
+    assert [each.name for each in session.version("@thin").compared] == ["@original"]
+
+
+def test_bridges_are_folded_into_the_step_that_they_were_inserted_for(session):
+    step = Version(2, None, Report((Figure("size", 10, "B"),)), frozenset(), parent=1)
+    bridge = Version(1, None, Report((Figure("size", 20, "B"),)), frozenset(), parent=0, inserted=True)
+    base = Version(0, None, Report((Figure("size", 40, "B"),)), frozenset(), "base")
+    found = History({0: base, 1: bridge, 2: step}, 2, (), 3).compared(lambda version: ())
+    assert {name: str(change) for name, change in found.versions[2].changes.items()} == {"@base": "4x smaller (10 B)"}
+
+
+def test_a_loss_beyond_the_limit_is_marked_with_lines_to_run(session):
+    made = session.run("decompose svd --ratio 0.7 --layers first", label="thin")
+    assert made["accuracy"] < 0.98
+    (mark,) = made.marks
+    assert mark.startswith(f"accuracy is {100 * (1 - made['accuracy']):.2g} pt worse than that of @base; this usually restores it: ")
+    assert "%kd distill soft --epochs 3 or %kd tune finetune --epochs 3" in mark
+    assert f"  ! {mark}" in repr(made)
+    assert mark.replace(">", "&gt;") in made._repr_html_()
+
+
+def test_the_limit_is_a_setting(session):
+    made = session.run("decompose svd --ratio 0.7 --layers first", label="thin")
+    session.set(loss_limit=100.0)
+    assert session.version(made).marks == ()
+    with pytest.raises(KdError):
+        session.set(loss_limit=-1)
+
+
+def test_a_line_to_run_is_one_that_fits():
+    assert lines_to_restore(frozenset({"onnx"})) == []
+
+
+def test_a_trial_is_compared_with_its_start(session):
+    made = session.trial("decompose svd --ratio 0.5 --layers first")
+    assert [each.name for each in made.compared] == ["@base"]
+
+
+# next steps
+
+
+def test_what_restores_lost_quality_is_the_next_step(session):
+    assert session.status().next[:2] != ["distill soft", "tune finetune"]
+    session.run("decompose svd --ratio 0.7 --layers first", label="thin")
+    assert session.status().next[:2] == ["distill soft", "tune finetune"]
+    assert session.status().next.index("decompose svd") > session.status().next.index("quantize dynamic")
+
+
+@pytest.mark.parametrize(("kind", "first"), [("cnn", "prune channels"), ("tiny_bert", "quantize dynamic"), ("mlp", "quantize static")])
+def test_the_first_step_is_one_for_the_kind_of_net(kind, first):
+    session = Session(getattr(zoo, kind)(), example=zoo.batch(kind), measures=("size",))
+    assert session.status().next[0] == first
+
+
+def test_a_step_has_three_times():
+    session = Session(Sure(), example=torch.eye(4), measures=("size",))
+    made = session.run("convert onnx")
+    assert 0 < made.export_seconds < made.seconds
+    assert made.measuring_seconds > 0
+    assert made.times == {"work": made.seconds - made.export_seconds, "export": made.export_seconds, "measuring": made.measuring_seconds}
+    assert "Times of this step" in made._repr_html_()
