@@ -91,7 +91,7 @@ START_UP = {"kdkit", "kdkit.notebook", "kdkit.notebook.completion", "kdkit.noteb
 
 WHOLE_ROOM = {
     "user interfaces at work": [
-        *("browser/test_lab", "browser/test_screenshots", "browser/test_wizard"),
+        *("browser/test_lab", "browser/test_newcomer", "browser/test_screenshots", "browser/test_wizard"),
         *("authoring/test_cells", "notebook/test_kernel", "notebook/verbs/test_verbs"),
     ],
     "promises of a room, for every stage or error": [

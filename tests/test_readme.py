@@ -29,5 +29,11 @@ def test_every_picture_and_file_that_is_linked_is_there(target: tuple[str, str])
     assert (Path(__file__).parents[1] / "".join(target)).exists()
 
 
+def test_the_gallery_shows_every_notebook() -> None:
+    gallery = README.split("\n## Notebooks\n")[1].split("\n## ")[0]
+    notebooks = (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")
+    assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", gallery)) == sorted(path.stem for path in notebooks)
+
+
 def test_pictures_are_small() -> None:
     assert all(picture.stat().st_size < 150_000 for picture in (Path(__file__).parents[1] / "notebooks" / "pictures").glob("*.png"))

@@ -191,13 +191,17 @@ _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, to
 """Modules whose items are parts of a model, not data."""
 
 
+_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "get_train_dataloader", "get_eval_dataloader")
+"""Methods of Lightning's data modules and of transformers' trainers that make loaders."""
+
+
 def _iterable(obj: Any, batch_size: int) -> Data:
     if isinstance(obj, str | bytes):
         raise KdError("a single text is not data", "pass a list of texts, one an item")
     if isinstance(obj, torch.nn.Module) and (isinstance(obj, _CONTAINERS) or not hasattr(obj, "__iter__")):
         raise KdError(f"{_name(obj)} is a model, not data", ACCEPTED)
-    if hasattr(obj, "get_train_dataloader"):
-        raise KdError(f"{_name(obj)} is a trainer, and holds several data sets", "pass one of them: {trainer.get_train_dataloader()} or {trainer.get_eval_dataloader()}")
+    if loaders := [f"{{it.{name}()}}" for name in _LOADERS if callable(getattr(obj, name, None))]:
+        raise KdError(f"{_name(obj)} holds several data sets", f"pass one of them: {' or '.join(loaders)}, where it is the name of this object")
     if isinstance(obj, type) or not (callable(obj) or any(hasattr(type(obj), name) for name in ("__iter__", "__getitem__"))):
         raise KdError(f"{obj.__name__ if isinstance(obj, type) else _name(obj)} is not data", ACCEPTED)
     if isinstance(obj, list):

@@ -35,6 +35,7 @@ from kdkit.measurement.timing import MANY, Timing, interleave
 from kdkit.models.copies import private_copy
 from kdkit.models.evaluation import device_of, evaluating
 from kdkit.models.traits import SIMULATED, Trait, traits_of
+from kdkit.renaming import warn_renamed
 from kdkit.tasks.custom import in_memory
 
 if TYPE_CHECKING:
@@ -156,6 +157,12 @@ class Subject:
         if self.model is self.original:
             timing = replace(timing, ratio=1.0)
         return timing if timing.ratio is None else self.scale.placed(timing, self.reference_backend, size)
+
+    @property
+    def parent(self) -> Subject | None:
+        """Deprecated: versions are timed alternately with the original, `reference`."""
+        warn_renamed("Subject.parent", "reference")
+        return self.reference
 
     @property
     def reference_backend(self) -> str:

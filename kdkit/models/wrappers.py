@@ -38,16 +38,23 @@ def unwrap_parts(model: nn.Module) -> nn.Module:
 
 
 def read_held_model(obj: Any) -> nn.Module | None:
-    """The model of a trainer or a pipeline of transformers, or of a class that is based on one; None for all else.
+    """The model of a trainer or a pipeline of transformers, a trainer of Lightning, or a fitted skorch net; None for all else.
 
     >>> read_held_model("a text")
     """
-    model = getattr(obj, "model", None) if any(str(kind.__module__).startswith(_HOLDERS) for kind in type(obj).__mro__) else None
+    attribute = next((_HOLDERS[place] for kind in type(obj).__mro__ for place in _HOLDERS if str(kind.__module__).startswith(place)), None)
+    model = None if attribute is None else getattr(obj, attribute, None)
     return model if isinstance(model, nn.Module) and not isinstance(obj, nn.Module) else None
 
 
-_HOLDERS = ("transformers.trainer", "transformers.pipelines")
-"""Modules of classes whose attribute `model` is what they train or call."""
+_HOLDERS = {
+    "transformers.trainer": "model",
+    "transformers.pipelines": "model",
+    "lightning.pytorch.trainer": "lightning_module",
+    "pytorch_lightning.trainer": "lightning_module",
+    "skorch.": "module_",
+}
+"""Modules of classes that train or call a model, and the attribute that holds it."""
 
 
 def _held_in(module: nn.Module) -> str | None:
@@ -97,6 +104,13 @@ def describe_other(obj: Any) -> tuple[str, str]:
         )
     if isinstance(obj, dict) and obj and all(isinstance(value, torch.Tensor) for value in obj.values()):
         return "these are the weights of a model, not a model", "make an instance of its class, and call its load_state_dict(weights)"
+    if hasattr(obj, "initialize_module"):
+        return f"{type(obj).__name__} is not fitted, so it has no model yet", "call its fit(X, y) or initialize() first"
+    if isinstance(steps := getattr(obj, "steps", None), list) and steps:
+        return (
+            f"{type(obj).__name__} is not a model, but a chain of {len(steps)} steps",
+            f"give the one that is a net, such as [{steps[-1][0]!r}], and data that went through the steps before it",
+        )
     inner = next((name for name in ("model", "module", "net", "network") if isinstance(getattr(obj, name, None), nn.Module)), None)
     if inner is not None:
         return f"{type(obj).__name__} is not a model, but holds one", f"give its attribute .{inner}"

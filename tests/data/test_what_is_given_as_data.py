@@ -88,7 +88,16 @@ def test_pictures_are_refused_with_the_way_to_make_tensors_of_them() -> None:
         assert "ToTensor()" in str(caught.value)
 
 
-def test_a_trainer_is_refused_with_the_data_sets_that_it_holds() -> None:
+def test_a_holder_of_several_data_sets_is_refused_with_the_lines_that_choose_one() -> None:
+    from pytorch_lightning import LightningDataModule
+
+    class Module(LightningDataModule):
+        """A class of the user's."""
+
+    with pytest.raises(KdError, match="holds several data sets") as caught:
+        adopt_data(Module())
+    assert "{it.train_dataloader()} or {it.val_dataloader()}" in str(caught.value)
+
     class Trainer:
         def get_train_dataloader(self) -> DataLoader:
             raise NotImplementedError
@@ -98,7 +107,7 @@ def test_a_trainer_is_refused_with_the_data_sets_that_it_holds() -> None:
 
     with pytest.raises(KdError, match="holds several data sets") as caught:
         adopt_data(Trainer())
-    assert "trainer.get_train_dataloader()" in str(caught.value)
+    assert "{it.get_train_dataloader()}" in str(caught.value)
 
 
 def test_an_item_that_fails_late_is_named_by_the_error_of_its_dataset() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import kdkit
 from kdkit import KdError
 from kdkit.models.wrappers import unwrap_model, unwrap_parts
 from kdkit.session.adoption import adopt_model, adopt_teacher
@@ -56,6 +57,52 @@ def pipeline_of(model: nn.Module, folder) -> object:
     from transformers import pipeline
 
     return pipeline("text-classification", model=model, tokenizer=zoo.tokenizer(), device="cpu")
+
+
+@pytest.mark.slow
+def test_a_module_of_lightning_is_compressed_also_after_its_trainer_trained_it(tmp_path):
+    from pytorch_lightning import LightningModule, Trainer
+
+    class Own(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def training_step(self, batch, index):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    module, data = Own().train(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 4), torch.arange(16) % 3), 8)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.fit(module, data)
+    assert adopt_model(trainer) is module
+    session = kdkit.Session(module, train=data, eval=data)
+    session.run("prune channels --ratio 0.5\ntune finetune --epochs 1")
+    session.save(tmp_path / "small")
+    loaded = kdkit.Session.open(tmp_path / "small", skeleton=Own)
+    assert torch.equal(loaded.pop()(X), session.pop()(X))
+
+
+def test_a_fitted_net_of_skorch_gives_its_model_and_others_are_named():
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from skorch import NeuralNetClassifier
+
+    estimator = NeuralNetClassifier(net, criterion=nn.CrossEntropyLoss, max_epochs=1, verbose=0)
+    with pytest.raises(KdError, match="NeuralNetClassifier is not fitted"):
+        adopt_model(estimator)
+    estimator.fit(torch.randn(20, 4).numpy(), (torch.arange(20) % 3).numpy())
+    assert adopt_model(estimator) is estimator.module_
+    with pytest.raises(KdError, match="a chain of 2 steps") as caught:
+        adopt_model(make_pipeline(StandardScaler(), estimator))
+    assert "['neuralnetclassifier']" in str(caught.value)
 
 
 @pytest.mark.slow

@@ -338,7 +338,7 @@ def state(session):
 
 def test_a_measure_changes_neither_models_nor_data(added, session):
     def spoils(subject):
-        for model in (subject.model, subject.original, *([subject.parent.model] if subject.parent else [])):
+        for model in (subject.model, subject.original, *([subject.reference.model] if subject.reference else [])):
             spoil(model, subject.example)
         for batch in subject.data.batches():
             spoil(subject.model[:1], batch)

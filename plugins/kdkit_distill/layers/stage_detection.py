@@ -63,6 +63,7 @@ class Layer:
 def observed(model: nn.Module, example: Batch) -> dict[str, Layer]:
     """All layers that return floating tensors for a batch, in the order in which they finish; modes, statistics and generators do not change.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> [(layer.name, layer.shape) for layer in observed(net, Batch((torch.zeros(4, 2),))).values()]
     [('0', (4, 3)), ('1', (4, 3))]
@@ -121,6 +122,7 @@ def answered(model: nn.Module, batch: Batch, who: str = "") -> Any:
 def first_tensor(output: Any) -> Tensor | None:
     """The tensor among a layer's outputs: itself, or the first of a tuple or mapping, also within one.
 
+    >>> import torch
     >>> first_tensor((None, torch.ones(1)))
     tensor([1.])
     """
@@ -133,6 +135,7 @@ def first_tensor(output: Any) -> Tensor | None:
 def stages(model: nn.Module, example: Batch) -> list[Layer]:
     """The stages of a net, in order of depth: a transformer's blocks, a CNN's stages, a plain net's hidden layers.
 
+    >>> import torch
     >>> [layer.name for layer in stages(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), Batch((torch.zeros(4, 2),)))]
     ['1']
     """
@@ -155,6 +158,7 @@ def penultimate(model: nn.Module, example: Batch) -> str:
     Raises:
         KdError: the net has only one layer with weights, so no feature comes before its output.
 
+    >>> import torch
     >>> penultimate(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Dropout(), nn.Linear(3, 1)), Batch((torch.zeros(4, 2),)))
     '1'
     """
