@@ -55,7 +55,7 @@ def write_config(model: nn.Module, batch: Batch) -> str:
         wanted = copy.deepcopy(config)
         for name, value in values.items():
             setattr(wanted, name, value)
-        if values and _rebuilds(model, wanted, batch):
+        if values and rebuilds(model, wanted, batch):
             for name, value in values.items():
                 setattr(config, name, value)
             return f"config: {', '.join(f'{name} {value}' for name, value in values.items())}"
@@ -92,7 +92,7 @@ def _looked_for(model: nn.Module, config: Any) -> set[str]:
     return names
 
 
-def _rebuilds(model: nn.Module, config: Any, batch: Batch) -> bool:
+def rebuilds(model: nn.Module, config: Any, batch: Batch) -> bool:
     """Whether a model of this config fits the weights, and with them answers alike: scales computed from a width must come out the same."""
     weights = model.state_dict()
     try:
