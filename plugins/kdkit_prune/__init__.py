@@ -19,10 +19,11 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     """The techniques of the family."""
     from kdkit_prune.channels import Channels
     from kdkit_prune.fold import Fold
+    from kdkit_prune.gradual import Gradual
     from kdkit_prune.layers import Layers
     from kdkit_prune.weights import Weights
 
-    return [Channels, Layers, Weights, Fold]
+    return [Channels, Layers, Weights, Gradual, Fold]
 
 
 @hookimpl

@@ -67,11 +67,24 @@ def hold_at_zero(places: Iterable[tuple[nn.Module, str]], keep: Tensor) -> None:
     for module, key in places:
         if (mask := mask_of(module, key)) is not None:
             mask.keep &= keep
-            original = module.get_submodule("parametrizations").get_parameter(f"{key}.original")
-            original.data.masked_fill_(~mask.keep, 0)
+            _stored(module, key).data.masked_fill_(~mask.keep, 0)
         else:
             fresh = fresh or Mask(keep.clone())
             parametrize.register_parametrization(module, key, fresh)
+
+
+def settle(model: nn.Module) -> None:
+    """Set the stored values behind masks to zero: the momentum of an optimizer moves them after a cut during training."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for key in module.get_submodule("parametrizations")._modules:
+                if (mask := mask_of(module, key)) is not None:
+                    _stored(module, key).data.masked_fill_(~mask.keep, 0)
+
+
+def _stored(module: nn.Module, key: str) -> Tensor:
+    """The tensor behind a parametrization."""
+    return module.get_parameter(f"parametrizations.{key}.original")
 
 
 @dataclass(frozen=True)
