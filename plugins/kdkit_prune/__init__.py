@@ -21,9 +21,10 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_prune.fold import Fold
     from kdkit_prune.gradual import Gradual
     from kdkit_prune.layers import Layers
+    from kdkit_prune.neurons import Neurons
     from kdkit_prune.weights import Weights
 
-    return [Channels, Layers, Weights, Gradual, Fold]
+    return [Channels, Layers, Neurons, Weights, Gradual, Fold]
 
 
 @hookimpl

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from kdkit import Batch, Context, Forecast, KdError, Needs, Stage, Trait, param
 from kdkit.measurement import count_macs
-from kdkit.models import private_copy, select_layers, untouchable
+from kdkit.models import private_copy, select_layers
 from kdkit_prune import convolutional, importance, transformers, trial_cut
 from kdkit_prune.gates import OBSERVED, Scores
 from kdkit_prune.groups import Excluded, Group, PruningPlanScope, cut, weights_of
 from kdkit_prune.norm_statistics import norms_with_statistics, reestimate
+from kdkit_prune.reinitialization import reinitialize
 from kdkit_prune.selection import ratios, select, smallest
 from kdkit_prune.transformer_sizes import write_config
 
@@ -64,6 +65,7 @@ class Channels(Stage):
     statistics: int = param(
         8, "batches on which BatchNorm statistics are estimated again after the cut, where the session has calibration or training data; 0 leaves them", ge=0
     )
+    reinit: bool = param(False, "give all weights new random values afterwards, to compare the pruned structure trained from scratch (Liu et al., 2019)", advanced=True)
 
     def required_inputs(self) -> Needs:
         """Some importances need data; the others need only an example."""
@@ -96,7 +98,10 @@ class Channels(Stage):
         before = sum(weight.numel() for weight in model.parameters())
         cut(model, found.groups, plan)
         found.sync_attributes(model)
-        self._reestimate(model, context)
+        if self.reinit:
+            reinitialize(model, context.seed)
+        else:
+            self._reestimate(model, context)
         self._report(found, plan, context)
         context.note(f"parameters: {before:,} to {sum(weight.numel() for weight in model.parameters()):,}")
         config = write_config(model, batch)
@@ -113,7 +118,7 @@ class Channels(Stage):
         else:
             asked = " and ".join(self.what) or "nothing"
             raise KdError(f"prune channels: {type(model).__name__} has no transformer blocks that kdkit knows, and --what asks for {asked} only", "--what channels")
-        named = self._named(model, _rewritable(model, found))
+        named = self._named(model, trial_cut.rewritable(model, found))
         tried = trial_cut.sound(model, batch, named, tick=lambda: context.progress(0, 3, "trying cuts on a copy"))
         if not tried.groups:
             makers = _some(list(dict.fromkeys(name for group in found.groups for name in sorted(group.writers))))
@@ -233,14 +238,6 @@ class Channels(Stage):
                 context.note(f"{kind}: nothing removed at this ratio from {_some(untouched)}")
         for reason in _reasons(found):
             context.note(reason)
-
-
-def _rewritable(model: nn.Module, found: PruningPlanScope) -> PruningPlanScope:
-    """The groups without a packed, masked or parametrized layer."""
-    reasons = untouchable({part.module: model.get_submodule(part.module) for group in found.groups for part in group.parts})
-    excluded = {id(group): next((part.module for part in group.parts if part.module in reasons), None) for group in found.groups}
-    left = [Excluded(group.kind, group.name, f"{name}: {reasons[name]}") for group in found.groups if (name := excluded[id(group)]) is not None]
-    return PruningPlanScope([group for group in found.groups if excluded[id(group)] is None], [*found.left, *left], found.sync_attributes)
 
 
 def _nothing(model: nn.Module, found: PruningPlanScope) -> KdError:

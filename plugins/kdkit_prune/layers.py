@@ -16,6 +16,7 @@ from kdkit.models import device_of, evaluating, select_layers
 from kdkit_prune.blocks import find_blocks, passing_on, remove_blocks, watch_calls
 from kdkit_prune.depth_config import write_depth
 from kdkit_prune.norm_statistics import norms_with_statistics, reestimate
+from kdkit_prune.reinitialization import reinitialize
 
 SEARCH_STATISTICS = 2
 """Batches on which BatchNorm statistics are estimated again for each trial; more change the ranking little."""
@@ -44,6 +45,7 @@ class Layers(Stage):
     skip: tuple[str, ...] = param((), "patterns of the blocks to keep", names="layers")
     items: int = param(256, "items of data on which blocks are compared", ge=1)
     statistics: int = param(8, "batches on which BatchNorm statistics are estimated again at the end; 0 leaves them, also during the search", ge=0)
+    reinit: bool = param(False, "give all weights new random values afterwards, to compare the pruned structure trained from scratch (Liu et al., 2019)", advanced=True)
 
     def required_inputs(self) -> Needs:
         """Data to choose the blocks on, unless they are named."""
@@ -81,7 +83,9 @@ class Layers(Stage):
             context.note_rename(old, new)
         if config := write_depth(model, chosen, context.example[:2].to(device_of(model))):
             context.note(config)
-        if self.statistics and context.has_calibration and any(norms_with_statistics(model)):
+        if self.reinit:
+            reinitialize(model, context.seed)
+        elif self.statistics and context.has_calibration and any(norms_with_statistics(model)):
             reestimate(model, context.calibration(self.statistics))
         context.note(f"removed {len(chosen)} of {len(found)} blocks: {', '.join(chosen)}")
         return model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdkit import Batch
 from kdkit.guards import random_state_kept
-from kdkit.models import evaluating, private_copy
+from kdkit.models import evaluating, private_copy, untouchable
 from kdkit_prune.groups import NOT_FOLLOWED, Axis, Excluded, Group, PruningPlanScope, axis_of, cut, lost, makes_units, normalizes_across, zero_units
 
 INNER_OUTPUTS = (
@@ -42,6 +42,14 @@ def sound(model: nn.Module, batch: Batch, anatomy: PruningPlanScope, tick: Calla
         else:
             stack += [groups[len(groups) // 2 :], groups[: len(groups) // 2]]
     return PruningPlanScope(passed, left, anatomy.sync_attributes)
+
+
+def rewritable(model: nn.Module, found: PruningPlanScope) -> PruningPlanScope:
+    """The groups without a packed, masked or parametrized layer."""
+    reasons = untouchable({part.module: model.get_submodule(part.module) for group in found.groups for part in group.parts})
+    excluded = {id(group): next((part.module for part in group.parts if part.module in reasons), None) for group in found.groups}
+    left = [Excluded(group.kind, group.name, f"{name}: {reasons[name]}") for group in found.groups if (name := excluded[id(group)]) is not None]
+    return PruningPlanScope([group for group in found.groups if excluded[id(group)] is None], [*found.left, *left], found.sync_attributes)
 
 
 def fault(model: nn.Module, batch: Batch, groups: Sequence[Group], sync_attributes: Callable[[nn.Module], None], listed: bool = False) -> str:

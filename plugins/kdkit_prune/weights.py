@@ -13,6 +13,7 @@ from kdkit import Context, Forecast, KdError, Needs, Stage, Trait, param
 from kdkit.models import Storage
 from kdkit_prune.importance import lamp
 from kdkit_prune.input_moments import gram, groups_of, obstacle, passes, squares, sum_over_inputs
+from kdkit_prune.reinitialization import reinitialize
 from kdkit_prune.sparse_gpt import BLOCK, reconstruct
 from kdkit_prune.sparsity_patterns import Blocks, Pattern, Scope, SemiStructured, choose, parse_pattern
 from kdkit_prune.weight_matrices import WeightMatrix, count_zeros, expand_groups, find_weights, share_of_zeros, split_groups
@@ -55,6 +56,7 @@ class Weights(Stage):
     skip: tuple[str, ...] = param((), "patterns of the layers to leave alone, such as the head", names="layers")
     batches: int = param(16, "calibration batches for wanda and sparsegpt", ge=1)
     damping: float = param(0.01, "for sparsegpt: share of the mean second moment of the inputs that is added to each", ge=0, advanced=True)
+    reinit: bool = param(False, "give all weights new random values afterwards, to compare the pruned structure trained from scratch (Liu et al., 2019)", advanced=True)
 
     @pydantic.field_validator("pattern")
     @classmethod
@@ -111,6 +113,8 @@ class Weights(Stage):
             weight.write(rows, keep)
         if not count:
             raise _nothing_new(self, before, model, left)
+        if self.reinit:
+            reinitialize(model, context.seed)
         self._report(model, [weight for weight in weights if weight.name not in left], left, context)
         return model
 
