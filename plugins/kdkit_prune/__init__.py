@@ -20,11 +20,12 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_prune.channels import Channels
     from kdkit_prune.fold import Fold
     from kdkit_prune.gradual import Gradual
+    from kdkit_prune.iterative import Iterative
     from kdkit_prune.layers import Layers
     from kdkit_prune.neurons import Neurons
     from kdkit_prune.weights import Weights
 
-    return [Channels, Layers, Neurons, Weights, Gradual, Fold]
+    return [Channels, Layers, Neurons, Weights, Gradual, Iterative, Fold]
 
 
 @hookimpl
