@@ -12,12 +12,14 @@ kdkit_classes = {"PackedWeight": ["kdkit_quantize.packed_weight:PackedWeight"]} 
 @hookimpl
 def kdkit_stages():
     """The stages of this family."""
+    from kdkit_quantize.binary import Binary
     from kdkit_quantize.dynamic import Dynamic
     from kdkit_quantize.equalize import Equalize
     from kdkit_quantize.static import Static
+    from kdkit_quantize.ternary import Ternary
     from kdkit_quantize.weights import Weights
 
-    return [Dynamic, Static, Equalize, Weights]
+    return [Dynamic, Static, Equalize, Weights, Binary, Ternary]
 
 
 @hookimpl

@@ -1,6 +1,6 @@
 """Packed layers in ONNX: products and look-ups that onnxruntime runs on packed integers, and float layers for all others.
 
-onnxruntime's `MatMulNBits` takes weights in 2, 4 or 8 bits in blocks of 16, 32, 64, ... along a row. Weights in 3 bits are stored in 4 there.
+onnxruntime's `MatMulNBits` takes weights in 2, 4 or 8 bits in blocks of 16, 32, 64, ... along a row. Weights in 3 bits are stored in 4 there, and signs in 2.
 `GatherBlockQuantized` looks rows up in tables of 4 or 8 bits.
 """
 
@@ -85,8 +85,8 @@ class BlockedEmbedding(nn.Module):
 
 
 def bits_of(packed: PackedWeight) -> int:
-    """The bits that an integer takes in onnxruntime, which has no operator for 3."""
-    return 4 if packed.bits == 3 else packed.bits
+    """The bits that an integer takes in onnxruntime, which has no operator for 1 and 3."""
+    return {1: 2, 3: 4}.get(packed.bits, packed.bits)
 
 
 def block_of(packed: PackedWeight) -> int:

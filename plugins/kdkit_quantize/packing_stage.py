@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -43,38 +43,43 @@ class PackingStage(Stage):
         self.chosen(model)
         return ()
 
-    def bits_of(self, name: str, model: nn.Module) -> int:
-        """The bits of an integer in the layer of that name."""
+    def layer_widths(self, model: nn.Module, chosen: Mapping[str, nn.Module], context: Context) -> dict[str, int]:
+        """The bits of an integer for each layer."""
         raise NotImplementedError
 
-    def code(self, weight: Tensor, bits: int) -> GroupCode:
+    def code(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> GroupCode:
         """A weight as integers.
 
         Args:
             weight: (rows, columns), the outputs of the layer as rows.
             bits: of an integer.
+            moment: (columns, columns), the second moment of the layer's inputs, where it was observed.
         """
         raise NotImplementedError
+
+    def rounds(self, model: nn.Module, chosen: Mapping[str, nn.Module], context: Context) -> Iterator[tuple[dict[str, nn.Module], dict[str, Tensor]]]:
+        """The layers that are packed together, and the moments of their inputs; the layers of earlier rounds are packed by then."""
+        yield dict(chosen), {}
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Pack the weights of the chosen layers."""
         chosen, left = self.chosen(model)
-        before, packed = size_bytes(model), dict[tuple[int, bool], PackedWeight]()
-        made: dict[nn.Module, nn.Module] = {}
-        for done, (name, layer) in enumerate(chosen.items()):
-            context.progress(done, len(chosen), name)
-            key = id(layer._parameters["weight"]), is_transposed(layer)
-            if key not in packed:
-                packed[key] = self.packed_weight(layer, self.bits_of(name, model))
-            made[layer] = packed_kind(layer)(layer, packed[key])
-        result = replaced(model, made)
-        _tell(result, chosen, left, before, context)
-        return result
-
-    def packed_weight(self, layer: nn.Module, bits: int) -> PackedWeight:
-        """The packed weight of a layer."""
-        weight = weight_of(layer)
-        return PackedWeight(self.code(weight.flatten(1), bits), bits, weight.shape, weight.dtype)
+        before, done = size_bytes(model), 0
+        packed: dict[tuple[int, bool], PackedWeight] = {}
+        widths = self.layer_widths(model, chosen, context)
+        for layers, moments in self.rounds(model, chosen, context):
+            made: dict[nn.Module, nn.Module] = {}
+            for name, layer in layers.items():
+                context.progress(done, len(chosen), name)
+                key = id(layer._parameters["weight"]), is_transposed(layer)
+                if key not in packed:
+                    weight = weight_of(layer)
+                    packed[key] = PackedWeight(self.code(weight.flatten(1), widths[name], moments.get(name)), widths[name], weight.shape, weight.dtype)
+                made[layer] = packed_kind(layer)(layer, packed[key])
+                done += 1
+            model = replaced(model, made)
+        _tell(model, chosen, left, before, context)
+        return model
 
     def chosen(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
         """The layers to pack by name, and the reasons of those that stay in float.

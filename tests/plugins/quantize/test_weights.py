@@ -11,6 +11,7 @@ from torch import nn
 from kdkit import Context, KdError, Session
 from kdkit.measurement.size import count_parameters, size_bytes
 from kdkit.models.traits import Trait, traits_of
+from kdkit.session.adoption import adopt_data
 from kdkit.stages.validation import validate_stage
 from kdkit.tasks import Classification
 from kdkit_quantize.packed_layers import PackedLinear
@@ -162,3 +163,88 @@ def test_a_mistake_leaves_the_session_as_it_was():
     with pytest.raises(KdError):
         mine.run("quantize weights --layers nowhere")
     assert mine.head is before
+
+
+# data and mixed precision
+
+
+def run_on_data(model: nn.Module, name: str, **options) -> tuple[nn.Module, Context]:
+    data = adopt_data([zoo.batch(name)])
+    context = Context(task=Classification(), stage="quantize weights", objects={"calibration": data})
+    return Weights(**options).apply(copy.deepcopy(model), context), context
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_gptq_disturbs_the_output_less_than_rounding_to_nearest(name):
+    model = zoo.MODELS[name]()
+    plain, exact = run(model, bits=3)[0], output(model, name)
+    smart = run_on_data(model, name, bits=3, method="gptq")[0]
+    assert (output(smart, name) - exact).norm() < 0.7 * (output(plain, name) - exact).norm()
+
+
+def test_gptq_names_the_layers_that_it_rounds_to_nearest():
+    _, context = run_on_data(zoo.depthwise(), "depthwise", bits=4, method="gptq")
+    assert "rounded to nearest, since gptq works on linear layers and convolutions of one group: depthwise.0" in context.notes
+
+
+def test_gptq_sees_the_inputs_that_the_packed_layers_before_give(monkeypatch):
+    monkeypatch.setattr("kdkit_quantize.weights.MOMENTS_BYTES", 1)
+    model = zoo.mlp()
+    small, _ = run_on_data(model, "mlp", bits=2, method="gptq")
+    monkeypatch.undo()
+    at_once, _ = run_on_data(model, "mlp", bits=2, method="gptq")
+    assert torch.equal(small.first.packed.codes, at_once.first.packed.codes)
+    assert not torch.equal(small.head.packed.codes, at_once.head.packed.codes)
+
+
+def test_gptq_and_average_bits_ask_for_data():
+    assert Weights(method="gptq").required_inputs().names() == ["calibration"]
+    assert Weights(average_bits=4).required_inputs().names() == ["calibration"]
+
+
+def test_inputs_that_are_not_finite_are_refused_by_name():
+    model = zoo.mlp()
+    model.first.bias.data[0] = torch.inf
+    with pytest.raises(KdError, match="the inputs of second, head are not finite on the calibration data"):
+        run_on_data(model, "mlp", method="gptq")
+
+
+def average_bits(model: nn.Module) -> float:
+    packed = {id(module): module for module in model.modules() if hasattr(module, "kdkit_encoded")}.values()
+    return sum(each.bits * each.kdkit_encoded["codes"] for each in packed) / sum(each.kdkit_encoded["codes"] for each in packed)
+
+
+@pytest.mark.parametrize("name", ["cnn", "tiny_bert", "tiny_gpt2"])
+def test_average_bits_keep_the_budget_and_disturb_the_output_less_than_the_same_bits_everywhere(name):
+    model = zoo.MODELS[name]()
+    mixed, context = run_on_data(model, name, average_bits=3)
+    assert average_bits(mixed) <= 3
+    exact, plain = output(model, name), run(model, bits=3)[0]
+    assert (output(mixed, name) - exact).norm() < (output(plain, name) - exact).norm()
+    assert any("bits a weight: " in note for note in context.notes)
+    assert context.attachments[0].head == ["layer", "weights", "bits", "output SQNR"]
+
+
+def test_measuring_the_layers_leaves_the_model_as_it_was():
+    model = zoo.tiny_gpt2()
+    kept = copy.deepcopy(model.state_dict())
+    stage, context = Weights(average_bits=3), Context(task=Classification(), objects={"calibration": adopt_data([zoo.batch("tiny_gpt2")])})
+    stage.layer_widths(model, stage.chosen(model)[0], context)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_layer_bits_are_kept_and_the_others_get_the_rest_of_the_budget():
+    small, _ = run_on_data(zoo.mlp(), "mlp", average_bits=4, layer_bits={"head": 8})
+    assert small.head.packed.bits == 8
+    assert average_bits(small) <= 4
+    assert run(zoo.mlp(), bits=4, layer_bits={"*": 3, "head": 8})[0].second.packed.bits == 3
+
+
+def test_a_budget_that_layer_bits_exceed_is_found_before_any_work():
+    (problem,) = Weights(average_bits=2.5, layer_bits={"second": 8}).check(zoo.mlp(), Context(task=Classification()))
+    assert "--average-bits 2.5 is less than --layer-bits alone takes" in problem
+
+
+def test_bits_that_a_weight_cannot_have_are_refused():
+    with pytest.raises(Exception, match="--layer-bits head=5: a weight can have 2, 3, 4 or 8 bits"):
+        Weights(layer_bits={"head": 5})
