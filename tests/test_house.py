@@ -62,6 +62,7 @@ HEAVY = {
     "IPython",
     "accelerate",
     "cloudpickle",
+    "constriction",
     "huggingface_hub",
     "ipywidgets",
     "onnx",

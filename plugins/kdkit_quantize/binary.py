@@ -17,7 +17,7 @@ class Binary(PackingStage):
     """Hold each weight as its sign, times a scale for each output: one bit a weight, packed in memory and on disk.
 
     w ≈ α · sign(w) with α = mean |w|, the nearest such weights (Rastegari et al., "XNOR-Net", 2016, arXiv:1603.05279). Activations stay in
-    float. Few models stand it untrained: leave the first and last layer out (`--skip`), and compare with `quantize weights --bits 2`.
+    float. Most models lose much accuracy: leave the first and last layer out (`--skip`), and compare with `quantize weights --bits 2`.
     """
 
     id: ClassVar = "quantize.binary"

@@ -96,13 +96,17 @@ def block_of(packed: PackedWeight) -> int:
     return max(SMALLEST_BLOCK, 1 << (packed.columns - 1).bit_length())
 
 
-def multiplies_packed(packed: PackedWeight) -> bool:
+def multiplies_packed(packed: nn.Module) -> bool:
     """Whether onnxruntime multiplies with a weight as it is packed."""
+    if not isinstance(packed, PackedWeight):
+        return False
     block = block_of(packed)
     fits = bits_of(packed) in (2, 4, 8) and block >= SMALLEST_BLOCK and block & (block - 1) == 0
     return fits and not (packed.zero.is_floating_point() and bits_of(packed) == 8)
 
 
-def looks_up_packed(packed: PackedWeight) -> bool:
+def looks_up_packed(packed: nn.Module) -> bool:
     """Whether onnxruntime looks rows up in a table as it is packed."""
+    if not isinstance(packed, PackedWeight):
+        return False
     return multiplies_packed(packed) and bits_of(packed) in (4, 8) and not packed.zero.is_floating_point() and packed.columns % block_of(packed) == 0

@@ -14,16 +14,20 @@ from torch.nn import functional
 from kdkit import Trait
 from kdkit.models import linear_kinds
 from kdkit_quantize.packed_export import BlockedEmbedding, BlockedLinear, looks_up_packed, multiplies_packed
-from kdkit_quantize.packed_weight import PackedWeight
 
 
 class _PackedLayer(nn.Module):
     """What packed layers share: the packed weight, and `weight` for code that reads it."""
 
-    packed: PackedWeight
-    kdkit_traits = frozenset({Trait.PACKED_WEIGHTS})
+    packed: Any
+    """A `PackedWeight`, or another module with its methods."""
 
-    def _take(self, layer: nn.Module, packed: PackedWeight, names: tuple[str, ...]) -> None:
+    @property
+    def kdkit_traits(self) -> frozenset[Trait]:
+        """Those of the packed weight."""
+        return self.packed.kdkit_traits
+
+    def _take(self, layer: nn.Module, packed: nn.Module, names: tuple[str, ...]) -> None:
         """Become the layer with another weight: its options, its bias, its mode."""
         nn.Module.__init__(self)
         for name in names:
@@ -57,6 +61,7 @@ class PackedLinear(_PackedLayer, nn.Linear):
     """A linear layer (..., in) -> (..., out) with a packed weight (out, in).
 
     >>> from kdkit_quantize.group_quantization import round_to_nearest
+    >>> from kdkit_quantize.packed_weight import PackedWeight
     >>> layer = nn.Linear(16, 4)
     >>> packed = PackedLinear(layer, PackedWeight(round_to_nearest(layer.weight, 8, 16), 8, layer.weight.shape, layer.weight.dtype))
     >>> x = torch.ones(1, 16)
@@ -64,7 +69,7 @@ class PackedLinear(_PackedLayer, nn.Linear):
     True
     """
 
-    def __init__(self, layer: nn.Linear, packed: PackedWeight):
+    def __init__(self, layer: nn.Linear, packed: nn.Module):
         self._take(layer, packed, ("in_features", "out_features"))
 
     @property
@@ -85,7 +90,7 @@ class PackedLinear(_PackedLayer, nn.Linear):
 class PackedTransposedLinear(_PackedLayer):
     """The `Conv1D` of transformers, (..., in) -> (..., out), with a packed weight that is held as (out, in)."""
 
-    def __init__(self, layer: Any, packed: PackedWeight):
+    def __init__(self, layer: Any, packed: nn.Module):
         self._take(layer, packed, ("nx", "nf"))
 
     @property
@@ -109,7 +114,7 @@ class PackedTransposedLinear(_PackedLayer):
 class PackedEmbedding(_PackedLayer, nn.Embedding):
     """An embedding whose rows are packed."""
 
-    def __init__(self, layer: nn.Embedding, packed: PackedWeight):
+    def __init__(self, layer: nn.Embedding, packed: nn.Module):
         self._take(layer, packed, ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"))
 
     @property
@@ -139,7 +144,7 @@ _GEOMETRY = (
 class _PackedConvolution(_PackedLayer):
     plain: ClassVar[Any]
 
-    def __init__(self, layer: nn.modules.conv._ConvNd, packed: PackedWeight):
+    def __init__(self, layer: nn.modules.conv._ConvNd, packed: nn.Module):
         self._take(layer, packed, _GEOMETRY)
 
     @property

@@ -30,7 +30,7 @@ class PackingStage(Stage):
     """Replace the weights of layers by packed integers."""
 
     requires: ClassVar = frozenset({Trait.FLOAT_WEIGHTS})
-    forbids: ClassVar = frozenset({Trait.ONNX, Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT})
+    forbids: ClassVar = frozenset({Trait.ONNX, Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT, Trait.MASKS_PENDING})
     adds: ClassVar = frozenset({Trait.PACKED_WEIGHTS})
     removes: ClassVar = frozenset({Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE, Trait.TRAINABLE})
 
@@ -57,6 +57,10 @@ class PackingStage(Stage):
         """
         raise NotImplementedError
 
+    def packed_weight(self, weight: Tensor, bits: int, moment: Tensor | None = None) -> nn.Module:
+        """The weight of a layer in its packed form; the arguments are those of `code`, with a weight of any shape."""
+        return PackedWeight(self.code(weight.flatten(1), bits, moment), bits, weight.shape, weight.dtype)
+
     def rounds(self, model: nn.Module, chosen: Mapping[str, nn.Module], context: Context) -> Iterator[tuple[dict[str, nn.Module], dict[str, Tensor]]]:
         """The layers that are packed together, and the moments of their inputs; the layers of earlier rounds are packed by then."""
         yield dict(chosen), {}
@@ -65,7 +69,7 @@ class PackingStage(Stage):
         """Pack the weights of the chosen layers."""
         chosen, left = self.chosen(model)
         before, done = size_bytes(model), 0
-        packed: dict[tuple[int, bool], PackedWeight] = {}
+        packed: dict[tuple[int, bool], nn.Module] = {}
         widths = self.layer_widths(model, chosen, context)
         for layers, moments in self.rounds(model, chosen, context):
             made: dict[nn.Module, nn.Module] = {}
@@ -73,8 +77,7 @@ class PackingStage(Stage):
                 context.progress(done, len(chosen), name)
                 key = id(layer._parameters["weight"]), is_transposed(layer)
                 if key not in packed:
-                    weight = weight_of(layer)
-                    packed[key] = PackedWeight(self.code(weight.flatten(1), widths[name], moments.get(name)), widths[name], weight.shape, weight.dtype)
+                    packed[key] = self.packed_weight(weight_of(layer), widths[name], moments.get(name))
                 made[layer] = packed_kind(layer)(layer, packed[key])
                 done += 1
             model = replaced(model, made)

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdkit_quantize.group_quantization import GroupCode, spread, storable_scale
 
 THRESHOLD = 0.7
-"""Of the mean absolute weight, below which a ternary weight is zero: the optimum for normal and for uniform weights lies near (Li et al., 2016)."""
+"""Of the mean absolute weight, below which a ternary weight is zero: the optimum for normal and for uniform weights is near it (Li et al., 2016)."""
 
 
 def binary_code(weight: Tensor, group: int) -> GroupCode:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdkit import Batch, Context, Forecast, KdError, Needs, param
 from kdkit.display import Cell, Table
+from kdkit.measurement import size_bytes
 from kdkit.models import device_of, evaluating, select_layers
 from kdkit_quantize.bit_allocation import allocate_bits
 from kdkit_quantize.gptq import round_with_compensation
@@ -74,8 +75,6 @@ class Weights(PackingStage):
         made = quiet.apply(model, context)
         if self.average_bits is None:
             return Forecast(made)
-        from kdkit.measurement import size_bytes
-
         weights = sum(module.kdkit_encoded["codes"] for module in made.modules() if hasattr(module, "kdkit_encoded"))
         return Forecast(made, size_bytes=size_bytes(made) + round(weights * (self.average_bits - quiet.bits) / 8))
 

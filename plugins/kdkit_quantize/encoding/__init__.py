@@ -1,0 +1,1 @@
+"""encode: weights that share few values, and files without redundancy."""
