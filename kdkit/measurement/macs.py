@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdkit.guards.dispatch_modes import without_compiler
 from kdkit.guards.fused_kernels import without_kernels
 from kdkit.models.evaluation import device_of, evaluating_without_side_effects
 
@@ -71,6 +72,8 @@ def macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
             counts[names[module]] = counts.get(names[module], 0) + flops // 2
 
     with evaluating_without_side_effects(model), without_kernels(*_FUSED), FlopCounterMode(display=False, custom_mapping=_rules()) as counter, _watching(begin, end):
+        assert counter.mode is not None  # it is entered
+        without_compiler(counter.mode)
         batch.to(device_of(model)).call(model)
     # a model may be called by another method than its forward
     return {name: count for name in names.values() if (count := counts.get(name)) is not None} | {"": counter.get_total_flops() // 2}

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kdkit.guards.dispatch_modes import without_compiler
 from kdkit.measurement.size import packed_tensors, storage_key
 from kdkit.models.evaluation import evaluating_without_side_effects
 from kdkit.models.packed_tensors import plain_parts
@@ -43,7 +44,7 @@ def traffic(call: Callable[[Batch], Any], batch: Batch, model: nn.Module) -> Tra
     >>> traffic(lambda batch: batch.call(net), Batch((torch.ones(2, 3),)), net)
     Traffic(moved_bytes=104, peak_bytes=104)
     """
-    with evaluating_without_side_effects(model), _Watch() as watch:
+    with evaluating_without_side_effects(model), without_compiler(_Watch()) as watch:
         call(batch)
     return Traffic(watch.moved, watch.made_at_most + _resident(watch, model)) if watch.operators else None
 

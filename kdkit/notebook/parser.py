@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdkit.errors import KdError, did_you_mean
-from kdkit.notebook.verb import Verb, verbs
+from kdkit.notebook.verb import Verb, find_verb, verbs
 from kdkit.parameters.command_line import read_options
 from kdkit.parameters.settings import Settings, option
 from kdkit.parameters.tokenizer import scan, split
@@ -75,9 +75,9 @@ def parse(line: str, cell: str | None = None) -> ParsedLine | ParsedCell:
         return ParsedCell(parse_header(line), cell, any(scan(each)[1] for each in cell.rstrip().splitlines()[-1:]))
     words, silent = scan(line)
     if not words or (isinstance(words[0], str) and words[0].startswith("-")):
-        return _parse(verbs()["status"], words, "status", silent)
-    if words[0] in verbs():
-        return _parse(verbs()[words[0]], words[1:], str(words[0]), silent)
+        words = ["status", *words]
+    if verb := find_verb(words[0]):
+        return _parse(verb, words[1:], str(words[0]), silent)
     return parse_stage(words, silent)
 
 
@@ -103,7 +103,7 @@ def _topic_of(words: list[str]) -> tuple[str, ...]:
     """The part of a line's first words that `help` explains: a verb, or a family and a technique."""
     if words[:1] == ["help"] and words[1:]:
         return tuple(words[1:])
-    if words and words[0] in verbs():
+    if words and find_verb(words[0]):
         return (words[0],)
     is_id = any(id.startswith(f"{words[0]}.") for id in manager().stages()) if words else False
     return tuple(words[:2] if is_id else words)
@@ -182,7 +182,7 @@ def find_stage(words: Sequence[Any], or_verb: bool = True) -> type[Stage]:
     if words[0] not in families:
         known = {*families, *(verbs() if or_verb else ())}
         what = "verb or family" if or_verb else "family"
-        if not or_verb and words[0] in verbs():
+        if not or_verb and find_verb(words[0]):
             raise KdError(f"{words[0]} is not a stage", f"a %%kd cell holds one stage a line; run %kd {words[0]} in a cell of its own")
         raise KdError(f"there is no {what} {str(words[0])!r}", did_you_mean(str(words[0]), known), "%kd help lists them all", *manager().unavailable_hints())
     if len(words) < 2 or not isinstance(words[1], str) or words[1].startswith("-"):

@@ -73,8 +73,19 @@ def add_source(source: Callable[[], Iterable[type[Verb]]]) -> None:
 
 def verbs() -> dict[str, type[Verb]]:
     """Every verb by its word; a declared verb wins over one of a source. `kdkit.notebook.verbs` declares kdkit's own."""
-    declared = [verb for verb in Verb.__subclasses__() if not verb.generated]
-    return {verb.word(): verb for verb in (*(verb for source in _sources for verb in source()), *declared)}
+    return {verb.word(): verb for source in _sources for verb in source()} | _declared_verbs()
+
+
+def _declared_verbs() -> dict[str, type[Verb]]:
+    return {verb.word(): verb for verb in Verb.__subclasses__() if not verb.generated}
+
+
+def find_verb(word: Any) -> type[Verb] | None:
+    """The verb of a word; None if there is none. Plugins are loaded only for a word that kdkit does not declare itself.
+
+    >>> find_verb("nonsense")
+    """
+    return (_declared_verbs().get(word) or verbs().get(word)) if isinstance(word, str) else None
 
 
 def line_of(verb: type[Verb], values: Mapping[str, Any]) -> str:

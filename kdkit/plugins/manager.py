@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdkit.errors import KdError, describe_exception, did_you_mean
+from kdkit.guards.garbage import garbage_kept
 from kdkit.guards.interrupts import package_of, raise_interrupt
 from kdkit.plugins import hookspecs
 from kdkit.plugins.discovery import GROUP, Plugin, distribution_of, hooks_of, instantiate, offered_twice, unavailable_hints
@@ -326,7 +327,8 @@ def manager() -> Manager:
     with _discovering:
         if _manager is None:
             _incomplete = Manager()
-            _incomplete.discover()
+            with garbage_kept():
+                _incomplete.discover()
             _manager = _incomplete
         return _manager
 

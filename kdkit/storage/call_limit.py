@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from kdkit.backends.onnx.runs import RunTooLarge, limit_runs
+from kdkit.guards.dispatch_modes import without_compiler
 from kdkit.storage.size_limit import predict_result
 
 SECONDS = 30.0
@@ -51,7 +52,7 @@ def limit_call(model: nn.Module) -> Iterator[None]:
     Traceback (most recent call last):
     kdkit.storage.call_limit.CallTooLarge: a call of it takes more than 536,870,912 bytes
     """
-    limit = _CallLimit(BYTES + TIMES_BYTES * sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
+    limit = without_compiler(_CallLimit(BYTES + TIMES_BYTES * sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))))
     with limit_runs(SECONDS):
         try:
             with limit:

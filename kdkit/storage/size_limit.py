@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdkit.errors import KdError, brief
+from kdkit.guards.dispatch_modes import without_compiler
 from kdkit.parameters.schema import field_name
 
 MODULES, BYTES = 4_000, 256 * 2**20
@@ -77,7 +78,7 @@ def limit_size(size: Size, what: str) -> Iterator[None]:
 
     handle = register_module_module_registration_hook(register)
     try:
-        with _MemoryLimit(size, what):
+        with without_compiler(_MemoryLimit(size, what)):
             yield
     finally:
         handle.remove()

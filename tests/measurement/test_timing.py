@@ -62,3 +62,10 @@ def test_the_collector_of_garbage_rests_during_timing_and_works_again_after_it()
     interleave([lambda: seen.append(gc.isenabled())], budget_s=0, least=3)
     assert seen[-3:] == [False] * 3
     assert gc.isenabled()
+
+
+def test_calls_of_microseconds_take_a_fifth_of_the_time():
+    began = time.perf_counter()
+    timed = interleave([lambda: None], budget_s=2.0)
+    assert timed.n >= timing.ENOUGH
+    assert time.perf_counter() - began < 4 * (2.0 / 5 + 2.0 / 20)

@@ -112,3 +112,24 @@ def test_a_local_is_not_kept_alive_by_the_magic(cells):
     gc.collect()
     assert isinstance(left, weakref.ref)
     assert left() is None
+
+
+FIRST_LINES = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+import torch
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "kdkit")
+for line in ("", "undo"):
+    try:
+        repr(shell.run_line_magic("kd", line))
+    except Exception as error:
+        print(type(error).__name__)
+print(sorted(name for name in sys.modules if name.startswith("kdkit_")))
+"""
+
+
+@pytest.mark.slow
+def test_a_line_of_kdkits_own_verbs_loads_no_plugin():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_LINES], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
