@@ -46,12 +46,17 @@ def product(layer: Any, form: Form, rank: int) -> nn.Sequential:
 
 def finish_layers(layer: Any, *parts: nn.Module) -> nn.Sequential:
     """The parts in order, the last of which has a bias if the layer has one; dtype, device, flags, mode and bias are the layer's."""
-    made = nn.Sequential(*parts).to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
-    if layer.bias is not None:
-        made[-1].bias = layer.bias
+    copy_settings(layer, *parts)
+    return nn.Sequential(*parts).train(layer.training)
+
+
+def copy_settings(layer: Any, *parts: nn.Module) -> None:
+    """Give the parts a layer's dtype, device, flags and mode, and the last one its bias."""
     for part in parts:
+        part.to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
         part.get_parameter("weight").requires_grad_(layer.weight.requires_grad)
-    return made
+    if layer.bias is not None:
+        parts[-1].bias = layer.bias
 
 
 def decompose(layer: Any, form: Form, rank: int, seen: Observation | None = None) -> nn.Sequential:

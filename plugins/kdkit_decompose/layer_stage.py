@@ -43,6 +43,8 @@ class Replacement(ABC):
         """The new module."""
 
     def __str__(self) -> str:
+        if not self.ranks:
+            return "it"
         return f"rank{'s' if len(self.ranks) > 1 else ''} {' and '.join(map(str, self.ranks))}"
 
     def too_dear(self) -> str:
@@ -102,13 +104,20 @@ class LayerStage(Stage):
         for done, (name, replacement) in enumerate(chosen.items()):
             context.progress(done, len(chosen), name)
             made[replacement.layer] = replacement.made()
-        _tell(chosen, context)
+        self.tell(chosen, context)
         return put_modules(model, made)
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """The structure; where ranks depend on data, it is that of the ranks without data."""
         chosen = self._chosen(model, context, with_data=False)
         return Forecast(put_modules(model, {replacement.layer: replacement.structure() for replacement in chosen.values()}))
+
+    def tell(self, chosen: Mapping[str, Replacement], context: Context) -> None:
+        """Note what was done."""
+        before, after = sum(each.layer.weight.numel() for each in chosen.values()), sum(each.weights for each in chosen.values())
+        ranks = sorted({rank for each in chosen.values() for rank in each.ranks})
+        span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        context.note(f"{len(chosen)} {'layers' if len(chosen) > 1 else 'layer'} decomposed, {span}: {after:,} of {before:,} weights kept ({after / before:.0%})")
 
     def _chosen(self, model: nn.Module, context: Context, *, with_data: bool) -> dict[str, Replacement]:
         """The replacements that save parameters and are not slower; the other layers are named in notes."""
@@ -204,10 +213,3 @@ def tell_skipped(reasons: Mapping[str, str], context: Context) -> None:
 
 def _some_lines(reasons: Mapping[str, str]) -> list[str]:
     return [f"{name}: {reason}" for name, reason in list(reasons.items())[:8]]
-
-
-def _tell(chosen: Mapping[str, Replacement], context: Context) -> None:
-    before, after = sum(each.layer.weight.numel() for each in chosen.values()), sum(each.weights for each in chosen.values())
-    ranks = sorted({rank for each in chosen.values() for rank in each.ranks})
-    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    context.note(f"{len(chosen)} {'layers' if len(chosen) > 1 else 'layer'} decomposed, {span}: {after:,} of {before:,} weights kept ({after / before:.0%})")

@@ -24,3 +24,19 @@ def test_a_decomposed_net_is_pruned_quantized_and_restored(line, tmp_path):
     x = zoo.batch("cnn").args[0]
     with torch.no_grad():
         assert torch.equal(Session.open(folder, measures=()).head.model(x), session["@thin"].model(x))
+
+
+@pytest.mark.slow
+def test_a_net_written_as_linear_layers_and_for_winograd_is_quantized_and_restored(tmp_path):
+    session = Session(zoo.depthwise(), train=zoo.data("depthwise"), eval=zoo.data("depthwise"), measures=("quality", "size"))
+    session.run("decompose linear", label="linear")
+    session.run("decompose winograd", label="both")
+    session.run("quantize dynamic", label="int8")
+    folder = tmp_path / "both"
+    session.save(folder, version="@both")
+    x = zoo.batch("depthwise").args[0]
+    with torch.no_grad():
+        expected = session["@base"].model(x)
+        assert torch.equal(Session.open(folder, measures=()).head.model(x), session["@both"].model(x))
+        torch.testing.assert_close(session["@both"].model(x), expected, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(session["@int8"].model(x), expected, atol=0.1, rtol=0.1)
