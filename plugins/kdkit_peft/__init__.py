@@ -13,7 +13,10 @@ kdkit_classes = {"LowRank": ["kdkit_peft.low_rank:LowRank"]}
 @hookimpl
 def kdkit_stages() -> Iterable[type[Stage]]:
     """The techniques of the family."""
+    from kdkit_peft.ia3 import Ia3
     from kdkit_peft.lora import Lora
     from kdkit_peft.merge import Merge
+    from kdkit_peft.oft import Oft
+    from kdkit_peft.vera import Vera
 
-    return [Lora, Merge]
+    return [Lora, Ia3, Vera, Oft, Merge]

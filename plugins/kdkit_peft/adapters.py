@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,25 +13,31 @@ from kdkit.guards import random_state_kept
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+SHARING = ("VERA",)
+"""Adapters that share tensors, which peft creates only with its wrapper around a model."""
 
-def attach_adapters(model: nn.Module, targets: Mapping[str, nn.Module], options: Mapping[str, Any]) -> None:
+
+def attach_adapters(model: nn.Module, targets: Mapping[str, nn.Module], make_config: Callable[[str], Any]) -> None:
     """Replace `targets` by peft's layers of the same names, without a wrapper around the model.
 
     The adapters of half-precision layers have float32 weights, as peft gives them, because small updates vanish in half precision.
 
     Args:
         targets: name -> layer of the model.
-        options: of `peft.LoraConfig`.
+        make_config: creates the `peft.PeftConfig` for the layers that match a regular expression.
     """
     if not targets:
         return
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import get_peft_model, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
-    config = LoraConfig(target_modules="|".join(map(re.escape, targets)), **options)
+    config = make_config("|".join(map(re.escape, targets)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft detects transposed layers itself
-        inject_adapter_in_model(config, model)
+        if config.peft_type in SHARING:
+            get_peft_model(model, config).get_base_model()
+        else:
+            inject_adapter_in_model(config, model)
     cast_adapter_dtype(model, "default")
     for name, layer in targets.items():
         adapted: Any = model.get_submodule(name)
@@ -39,7 +45,7 @@ def attach_adapters(model: nn.Module, targets: Mapping[str, nn.Module], options:
         adapted.train(layer.training)
 
 
-def refusal(model: nn.Module, name: str, layer: nn.Module, options: Mapping[str, Any]) -> str:
+def refusal(model: nn.Module, name: str, layer: nn.Module, make_config: Callable[[str], Any]) -> str:
     """Why peft does not adapt this layer of this model, found by asking it; an empty string if it does. The layer stays as it is."""
     leaf = name.rpartition(".")[2]
     holder: Any = nn.Module()
@@ -50,7 +56,7 @@ def refusal(model: nn.Module, name: str, layer: nn.Module, options: Mapping[str,
     flags = [(weight, weight.requires_grad) for weight in layer.parameters()]
     try:
         with random_state_kept():
-            attach_adapters(holder, {leaf: layer}, options)
+            attach_adapters(holder, {leaf: layer}, make_config)
     except (ValueError, TypeError, NotImplementedError, RuntimeError):
         kind = getattr(config, "model_type", "")
         return f"peft supports no adapter on {f'{leaf} of a {kind} model' if kind else f'this {type(layer).__name__}'}"
@@ -78,6 +84,6 @@ def _follow_geometry(adapted: Any) -> None:
     """Let a convolution's adapter read the same positions as the convolution itself."""
     base = adapted.get_base_layer()
     if isinstance(base, CONVOLUTIONS):
-        for down in adapted.lora_A.values():
+        for down in getattr(adapted, "lora_A", {}).values():
             down.dilation, down.padding_mode = base.dilation, base.padding_mode
             down._reversed_padding_repeated_twice = base._reversed_padding_repeated_twice

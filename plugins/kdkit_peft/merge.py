@@ -9,8 +9,8 @@ from torch import nn
 
 from kdkit import Context, KdError, Needs, Stage, Trait
 from kdkit.guards import explain_error
+from kdkit_peft.adapter_stage import FROZEN
 from kdkit_peft.adapters import different_geometry
-from kdkit_peft.lora import FROZEN
 from kdkit_peft.low_rank import fold
 
 

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from kdkit import Context, KdError
 from kdkit.models import Usage, linear_kinds, select_layers, trace_layer_usage, untouchable, weights_elsewhere
 from kdkit_peft.adapters import CONVOLUTIONS, refusal
-from kdkit_peft.low_rank import obstacle
 
 WHOLE = "no adapter fits them, and %kd tune finetune --layers NAME trains them"
+
+
+class Adapting(Protocol):
+    """What the search for targets asks of a stage; see `AdapterStage`."""
+
+    targets: tuple[str, ...]
+
+    @property
+    def title(self) -> str: ...
+
+    def kinds(self) -> tuple[Any, ...]: ...
+
+    def obstacle(self, layer: nn.Module) -> str: ...
+
+    def obstacle_of_read(self, layer: nn.Module) -> str: ...
+
+    def make_config(self, pattern: str, model: nn.Module | None = None) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -34,27 +50,28 @@ def adaptable_kinds() -> tuple[Any, ...]:
     return (*linear_kinds(), *CONVOLUTIONS, nn.Embedding, nn.MultiheadAttention)
 
 
-def find_targets(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, ...], options: Mapping[str, Any], context: Context) -> Targets:
+def find_targets(model: nn.Module, stage: Adapting, skip: tuple[str, ...], context: Context) -> Targets:
     """The layers to adapt; a note lists the layers that can't be adapted.
 
     Default: every linear layer and attention except those that compute the model's output; in a net without such layers, every convolution.
 
     Args:
-        options: of `peft.LoraConfig`.
+        stage: names the layers with `targets`, and knows which kinds it adapts.
+        skip: patterns of layers without adapters.
 
     Raises:
         KdError: a pattern matches nothing, or no layer is left.
     """
     spared = select_layers(model, skip)
-    kinds = adaptable_kinds()
+    patterns, kinds = stage.targets, stage.kinds()
     layers = select_layers(model, patterns, kinds) if patterns else {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
     layers = {name: layer for name, layer in layers.items() if name not in spared}
     seen = trace_layer_usage(model, context.example, layers)
     if not patterns:
         layers = _by_default(layers, seen)
     readers = {name: reader for name, layer in layers.items() if (reader := _reader(layer, seen[name]))} | _read_in_eval_mode(model, layers)
-    reasons = {name: _obstacle(name, layer, seen[name], readers.get(name, ""), options) for name, layer in layers.items()} | untouchable(layers)
-    reasons |= {name: refusal(model, name, layer, options) for name, layer in layers.items() if not reasons[name] and name not in readers}
+    reasons = {name: _obstacle(name, layer, seen[name], readers.get(name, ""), stage) for name, layer in layers.items()} | untouchable(layers)
+    reasons |= {name: refusal(model, name, layer, stage.make_config) for name, layer in layers.items() if not reasons[name] and name not in readers}
     elsewhere = {} if patterns else {name: f"{reason}; {WHOLE}" for name, reason in weights_elsewhere(model, kinds, spared).items()}
     if patterns or any(isinstance(layer, CONVOLUTIONS) for layer in layers.values()):
         elsewhere |= _transposed(select_layers(model, patterns) if patterns else dict(model.named_modules()), spared)
@@ -63,7 +80,7 @@ def find_targets(model: nn.Module, patterns: tuple[str, ...], skip: tuple[str, .
     found = {name: layer for name, layer in layers.items() if not reasons[name]}
     if not found:
         why = [f"{name or 'the model'}: {reason}" for name, reason in (reasons | elsewhere).items()]
-        raise KdError("peft lora: no layer can be adapted", *why[:8], "--targets names layers by pattern", "%kd tune finetune --layers PATTERN trains whole layers")
+        raise KdError(f"{stage.title}: no layer can be adapted", *why[:8], "--targets names layers by pattern", "%kd tune finetune --layers PATTERN trains whole layers")
     read = {name: layer for name, layer in found.items() if name in readers}
     return Targets({name: layer for name, layer in found.items() if name not in read}, read)
 
@@ -93,11 +110,11 @@ def _by_default(layers: Mapping[str, nn.Module], seen: Mapping[str, Usage]) -> d
     return linear or {name: layer for name, layer in hidden.items() if isinstance(layer, CONVOLUTIONS)}
 
 
-def _obstacle(name: str, layer: nn.Module, use: Usage, reader: str, options: Mapping[str, Any]) -> str:
+def _obstacle(name: str, layer: nn.Module, use: Usage, reader: str, stage: Adapting) -> str:
     """Why the layer can't be adapted, or an empty string."""
     if not name:
         return "it is the whole model; put it into an nn.Sequential"
-    if reader and (reason := obstacle(layer, options)):
+    if reader and (reason := stage.obstacle_of_read(layer)):
         return f"{reader} {'read' if ' and ' in reader else 'reads'} its weight directly{reason}"
     if not reader and (type(layer).forward not in [kind.forward for kind in adaptable_kinds()] or "forward" in vars(layer)):
         return f"{type(layer).__name__} overrides forward"
@@ -105,15 +122,4 @@ def _obstacle(name: str, layer: nn.Module, use: Usage, reader: str, options: Map
         return f"its weight is tied to {', '.join(use.tied_to)}, which a merge would change too"
     if len(use.places) > 1:
         return f"it has {len(use.places)} names: {', '.join(use.places)}"
-    return _convolution_obstacle(layer, options) if isinstance(layer, CONVOLUTIONS) else ""
-
-
-def _convolution_obstacle(layer: nn.modules.conv._ConvNd, options: Mapping[str, Any]) -> str:
-    """What peft computes differently before and after a merge, or an empty string."""
-    if layer.groups > 1:
-        return "adapters of grouped convolutions can't be merged"
-    if isinstance(layer, nn.Conv3d) and layer.kernel_size[:2] == (1, 1):
-        return "adapters of 3-d convolutions whose kernel begins with 1 x 1 can't be merged"
-    if layer.padding_mode != "zeros" and options["use_dora"] and options["lora_dropout"]:
-        return f"with --dora and --dropout, peft pads with zeros in training, and the layer pads with {layer.padding_mode}"
-    return ""
+    return "" if reader else stage.obstacle(layer)

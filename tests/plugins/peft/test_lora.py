@@ -258,4 +258,4 @@ def test_attached_adapters_are_restored_on_a_fresh_instance(name, dora):
 
 
 def test_the_line_of_a_stage_reads_as_it_was_typed():
-    assert Lora(rank=4, targets=("query", "value"), train=False).line() == "peft lora --rank 4 --targets query value --no-train"
+    assert Lora(rank=4, targets=("query", "value"), train=False).line() == "peft lora --targets query value --no-train --rank 4"
