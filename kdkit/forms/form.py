@@ -128,6 +128,11 @@ class Form:
         """Call `callback` after each change."""
         self._callbacks.append(callback)
 
+    def focus(self) -> None:
+        """Move the focus to the first control, or to the button that unfolds the others."""
+        first = next(iter(self._editors.values()), None)
+        (self.more if first is None else first.first).focus()
+
     def control(self, name: str) -> Editor:
         """The editor of a field."""
         if name in self._unseen:

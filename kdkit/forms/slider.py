@@ -1,6 +1,6 @@
 """Sliders: a number's range beside its text field. The field holds the value; the slider moves with it and writes into it.
 
-The label of the slider, for screen readers, is that of the field: see `kdkit.notebook.wizard.html.LABELS`.
+The label of the slider, for screen readers, is that of the field: see `kdkit.notebook.wizard.html.SCRIPT`.
 """
 
 from __future__ import annotations

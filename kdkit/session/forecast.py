@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -51,20 +53,56 @@ class Plan:
         return self.table._repr_html_()
 
 
-def predict_plan(steps: list[Planned], model: nn.Module, name: str, context_of: Callable[[Stage], Context], example: Batch | None) -> Plan:
+@dataclass(frozen=True)
+class _Step:
+    """A predicted step."""
+
+    line: str
+    forecast: Forecast
+    figures: StepForecast
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """The latest prediction from a model: what else determined it, the figures of the model, and the steps."""
+
+    given: ReferenceType[Any]
+    start: StepForecast
+    steps: list[_Step]
+
+
+KEPT_BYTES = 2**28
+"""Weights of predicted models that are kept at most, so that a change of a late step does not predict the earlier ones again."""
+
+_latest: WeakKeyDictionary[nn.Module, _Latest] = WeakKeyDictionary()
+
+
+def predict_plan(steps: list[Planned], model: nn.Module, name: str, context_of: Callable[[Stage], Context], example: Batch | None, given: Any = None) -> Plan:
     """Predict the figures after each step, on temporary copies of the model.
+
+    Args:
+        given: what besides the lines determines a prediction, such as the session's objects. Steps that the latest prediction from the
+            same model and with the same one began with are not predicted again. None: nothing is kept.
 
     Raises:
         KdError: a step does not fit the structure of the model.
     """
-    forecasts = [_count(name, Forecast(model), example, ())]
-    forecast = Forecast(model)
+    before = _latest.get(model)
+    known = before if before is not None and given is not None and before.given() is given else None
+    start = known.start if known else _count(name, Forecast(model), example, ())
+    earlier, made = list(known.steps) if known else [], list[_Step]()
     for step in steps:
-        context = context_of(step.stage)
+        line = step.stage.line() + (" (inserted)" if step.inserted else "")
+        if len(earlier) > len(made) and earlier[len(made)].line == line:
+            made.append(earlier[len(made)])
+            continue
+        earlier, context = [], context_of(step.stage)
         with seeded(0):
-            forecast = _forecast(step.stage, private_copy(forecast.model), context)
-        forecasts.append(_count(step.stage.line() + (" (inserted)" if step.inserted else ""), forecast, example, tuple(context.notes)))
-    return Plan(tuple(forecasts))
+            forecast = _forecast(step.stage, private_copy(made[-1].forecast.model if made else model), context)
+        made.append(_Step(line, forecast, _count(line, forecast, example, tuple(context.notes))))
+    if given is not None and sum(size_bytes(step.forecast.model) for step in made) <= KEPT_BYTES:
+        _latest[model] = _Latest(ref(given), start, made)
+    return Plan((replace(start, line=name), *(step.figures for step in made)))
 
 
 def _forecast(stage: Stage, model: nn.Module, context: Context) -> Forecast:

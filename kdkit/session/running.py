@@ -81,7 +81,8 @@ class Runner:
             KdError: as `steps`; or a step that would fail on the structure alone.
         """
         steps = self.steps(pipeline, start)
-        return predict_plan(steps, self.history.model_of(start), start.name, lambda stage: self.context(stage.title, observe, 0), self.objects.example())
+        model, example = self.history.model_of(start), self.objects.example()
+        return predict_plan(steps, model, start.name, lambda stage: self.context(stage.title, observe, 0), example, self.objects)
 
     def run(self, pipeline: Pipeline, start: Version, seed: int, observe: Observe | None = None) -> Iterator[tuple[list[Version], bool]]:
         """Run a pipeline stage by stage, each on a private copy of the model before it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from math import ceil
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,20 @@ MEMORIZED = 0.05
 
 Plan = list[Tensor]
 """For each group the units to remove, (units,) bool."""
+
+
+_latest: dict[Any, PruningPlanScope] = {}
+"""What may be cut from the structure of the latest forecast, since a forecast is made again whenever an option changes."""
+
+
+def _structure(model: nn.Module) -> tuple[Any, ...]:
+    """What determines which groups a model has: its modules, and the shapes of its weights."""
+    return type(model), *((name, type(module), str(module.extra_repr())) for name, module in model.named_modules()), *(weight.shape for weight in model.parameters())
+
+
+def _two_items(model: nn.Module, context: Context) -> Batch:
+    """Two items of the example, on the model's device."""
+    return context.example[:2].to(next((weight.device for weight in model.parameters()), torch.device("cpu")))
 
 
 class Channels(Stage):
@@ -81,9 +95,19 @@ class Channels(Stage):
             yield f"--importance taylor needs a loss of the outputs, and {type(model).__name__} gives its losses only in training; use --importance l1"
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
-        """Apply the stage to a copy. Widths at a ratio do not depend on the data, so l1 replaces importances that use some."""
+        """Apply the stage to a copy, to what the forecast before found that may be cut.
+
+        Widths at a ratio do not depend on the data, so l1 replaces importances that use some.
+        """
         importance = "l1" if self.importance in ("taylor", *OBSERVED) else self.importance
-        return Forecast(self.model_copy(update={"importance": importance, "statistics": 0}).apply(model, context))
+        stage = self.model_copy(update={"importance": importance, "statistics": 0})
+        batch, key = _two_items(model, context), (_structure(model), self.what, self.layers, self.skip)
+        found = _latest.get(key)
+        if found is None:
+            found = self._sound(model, batch, context)
+            _latest.clear()
+            _latest[key] = found
+        return Forecast(stage._cut(model, batch, found, context))
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Cut the model.
@@ -91,8 +115,10 @@ class Channels(Stage):
         Raises:
             KdError: nothing can be removed, with these options or at all.
         """
-        batch = context.example[:2].to(next((weight.device for weight in model.parameters()), torch.device("cpu")))
-        found = self._sound(model, batch, context)
+        batch = _two_items(model, context)
+        return self._cut(model, batch, self._sound(model, batch, context), context)
+
+    def _cut(self, model: nn.Module, batch: Batch, found: PruningPlanScope, context: Context) -> nn.Module:
         scores = self._scores(model, found, context)
         plan = self._plan(model, batch, found, scores, context)
         before = sum(weight.numel() for weight in model.parameters())

@@ -88,13 +88,15 @@ class Wizard(Walker):
         return [(after, text) for after, text in self.notebook.page.evaluate("() => window.messages") if re.search(words, text)]
 
     def step(self, number):
-        """The row of a step."""
-        return self.form.get_by_role("button", name=f"Edit {number}", exact=True).locator("xpath=ancestor::*[contains(@class, 'widget-hbox')][2]")
+        """The card of a step."""
+        return self.form.locator(".kdkit-card").nth(number)
 
     def technique(self, stage, **fields):
-        """Choose a technique and fill its fields."""
-        for name, word in zip(("family", "technique"), stage.split(), strict=True):
-            self.choose(name, word)
+        """Choose a technique in the palette and fill its fields."""
+        self.press("Add a step")
+        expect(self.form.get_by_role("textbox", name="search")).to_be_focused()
+        self.choose("family", stage.split()[0])
+        self.press(stage)
         for name, value in fields.items():
             self.write("textbox", name, value)
 
@@ -136,18 +138,19 @@ def begun(wizard):
 @pytest.fixture(scope="module")
 def built(begun):
     """A pipeline of three stages, added in a wrong order, then moved and changed."""
-    begun.open("Pipeline")
+    begun.open("Build")
     begun.technique("quantize static")
     begun.press("Add step")
     expect(begun.lines).to_have_text("%kd quantize static")
     begun.technique("prune channels")
     expect(begun.form).to_contain_text("put prune channels before quantize static (step 1)")
+    expect(begun.form.get_by_role("textbox", name="ratio", exact=True)).to_be_focused()
     begun.press("Add step")
     expect(begun.step(2)).to_contain_text("✗ not valid here: prune channels (step 2) needs float weights")
     expect(begun.form.get_by_role("button", name="Predict")).to_be_disabled()
-    begun.press("Up 2")
+    begun.press("Earlier 2")
     expect(begun.lines).to_have_text("%%kd\nprune channels\nquantize static")
-    expect(begun.form.get_by_role("button", name="Up 1")).to_be_focused()
+    expect(begun.form.get_by_role("button", name="Earlier 1")).to_be_focused()
     begun.technique("tune finetune", epochs="8")
     slider = begun.to("slider", "epochs, slider")
     expect(slider).to_have_attribute("aria-valuetext", "8")
@@ -156,7 +159,7 @@ def built(begun):
     begun.keys.press("ArrowLeft")
     expect(slider).to_have_attribute("aria-valuetext", "8")
     begun.press("Add step")
-    begun.press("Up 3")
+    begun.press("Earlier 3")
     expect(begun.lines).to_have_text("%%kd\nprune channels\ntune finetune --epochs 8\nquantize static")
     begun.press("Edit 1")
     expect(begun.status).to_have_text(re.compile("^editing step 1"))
@@ -194,12 +197,21 @@ def test_a_new_session_recognises_its_data_and_task(begun):
 
 
 def test_a_pipeline_is_built_reordered_edited_validated_and_predicted(built):
-    expect(built.step(1)).to_contain_text("1. prune channels --ratio 0.25 ✓ fits")
-    expect(built.step(2)).to_contain_text("2. tune finetune --epochs 8 ✓ fits")
-    expect(built.step(3)).to_contain_text("3. quantize static ✓ fits, with convert onnx inserted before it")
+    expect(built.step(1)).to_contain_text(re.compile("1. prune channels.*--ratio 0.25.*✓ fits", re.DOTALL))
+    expect(built.step(2)).to_contain_text(re.compile("2. tune finetune.*--epochs 8.*✓ fits", re.DOTALL))
+    expect(built.step(3)).to_contain_text(re.compile("3. quantize static.*✓ fits, with convert onnx inserted before it", re.DOTALL))
     built.press("Predict")
-    predicted = built.form.get_by_role("table").filter(has_text="predicted; nothing was run")
-    expect(predicted.get_by_role("row", name=re.compile("^prune channels --ratio 0.25 1.21 k 4.84 kB"))).to_be_visible()
+    expect(built.step(1).get_by_role("row", name=re.compile("^parameters .* → 1.21 k"))).to_be_visible()
+    expect(built.step(2).get_by_role("row", name=re.compile("^parameters 1.21 k as before"))).to_be_visible()
+
+
+def test_a_card_is_moved_by_drag_and_back_by_its_button(built):
+    before = built.lines.inner_text()
+    built.step(3).drag_to(built.step(2))
+    expect(built.step(2)).to_contain_text("quantize static")
+    expect(built.step(3)).to_contain_text("✗ not valid here")
+    built.press("Later 2")
+    expect(built.lines).to_have_text(before)
 
 
 def test_progress_moves_while_a_pipeline_runs_and_it_ends_with_a_report(finished):
@@ -214,7 +226,9 @@ def test_progress_moves_while_a_pipeline_runs_and_it_ends_with_a_report(finished
 
 def test_a_training_is_cancelled_at_once_and_the_session_is_unchanged(finished):
     finished.press("Continue from the result")
-    expect(finished.form.get_by_role("combobox", name="family")).to_be_focused()
+    expect(finished.form.get_by_role("textbox", name="search")).to_be_focused()
+    if not finished.form.get_by_role("combobox", name="on", exact=True).is_visible():
+        finished.press("Start version, label, seed")
     finished.choose("on", "@base")
     finished.technique("tune finetune", epochs="100000")
     finished.press("Add step")
@@ -272,7 +286,7 @@ def test_the_lines_are_inserted_into_a_new_cell_below(finished):
 @pytest.fixture(scope="module")
 def troubled(finished):
     """A pipeline whose last step is invalid at its place, and the error after Run."""
-    finished.open("Pipeline")
+    finished.open("Build")
     for stage in ("quantize static", "prune channels"):
         finished.technique(stage)
         finished.press("Add step")
@@ -289,7 +303,7 @@ def test_axe_finds_no_violation_in_any_tab_error_or_report(theme, troubled):
     troubled.press("Run")
     expect(troubled.form).to_contain_text("✗ Error")
     check(troubled.form)
-    for tab in ("Model", "Data and task", "Pipeline", "Compare", "Export", "Run"):
+    for tab in ("Model", "Data and task", "Build", "Compare", "Export", "Run"):
         troubled.open(tab)
         check(troubled.form)
     check(troubled.report)
@@ -311,7 +325,7 @@ def test_axe_finds_no_violation_in_any_chart(theme, finished):
 
 def test_the_wizard_works_after_a_reload_of_the_page(troubled):
     reopened = reopen(troubled)
-    reopened.open("Pipeline")
+    reopened.open("Build")
     reopened.press("Remove all steps")
     reopened.technique("tune finetune", epochs="3")
     reopened.press("Add step")

@@ -18,7 +18,7 @@ from kdkit.display.page import Page, Source, Written
 from kdkit.display.table import Cell, Table
 from kdkit.errors import KdError
 from kdkit.measurement.report import Figure, Report
-from kdkit.notebook.wizard.html import LABELS, code, heading, status
+from kdkit.notebook.wizard.html import SCRIPT, code, heading, status
 from kdkit.session.history import Version
 from kdkit.training.curve import Curve
 from kdkit.views.agreement import AgreementMatrix
@@ -162,8 +162,8 @@ def test_texts_of_the_wizard_stay_texts(cells: Any, wizard: Any, payload: str) -
 
     walk(wizard.box)
     assert any("alert(1)" in html for html in found)
-    assert found.count(LABELS) == 1, "the only script is a constant"
-    assert set().union(*(Elements(html).found for html in found if html != LABELS)) == set()
+    assert found.count(SCRIPT) == 1, "the only script is a constant"
+    assert set().union(*(Elements(html).found for html in found if html != SCRIPT)) == set()
 
 
 def test_a_line_of_a_file_is_no_line_of_generated_code(offered: Any) -> None:

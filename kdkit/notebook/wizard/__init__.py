@@ -6,6 +6,7 @@
 | `worker.py` | the thread that runs lines |
 | `controller.py` | the state and the actions: session, draft, worker |
 | `tab.py`, `tabs/` | the tabs, one module each |
+| `palette.py`, `step_card.py`, `figures.py` | parts of the Build tab |
 | `window.py` | the widget that holds the tabs |
 | `driver.py` | control of a wizard from Python |
 | `launch.py` | the output of `%kd wizard`, with widgets or as text |

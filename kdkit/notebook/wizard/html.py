@@ -18,23 +18,68 @@ STYLE = """<style>
 .kdkit-wizard input::placeholder { color: inherit; opacity: .75; font-style: italic; }
 .kdkit-wizard .kdkit-slider .widget-slider { flex: 1 1 6em; min-width: 5em; }
 .kdkit-wizard .kdkit-unset .noUi-connect, .kdkit-wizard .kdkit-unset .noUi-handle { opacity: .55; }
+.kdkit-wizard .kdkit-cards { flex-flow: row wrap; align-items: stretch; gap: 10px 22px; overflow: visible; margin: 4px 0 10px; }
+.kdkit-wizard .kdkit-card { position: relative; flex: 0 1 21em; min-width: 14em; justify-content: space-between; padding: 8px 10px; overflow: visible;
+    border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 4px; }
+.kdkit-wizard .kdkit-card:not(:last-child)::after { content: '→'; position: absolute; right: -18px; top: 50%; transform: translateY(-50%); }
+.kdkit-wizard .kdkit-card[draggable="true"] { cursor: grab; }
+.kdkit-wizard .kdkit-card.kdkit-over { outline: 2px dashed currentColor; }
+.kdkit-wizard .kdkit-add { flex: 0 0 auto; min-width: 0; justify-content: center; border-style: dashed; }
+.kdkit-wizard .kdkit-card .widget-html { width: 100%; margin: 0; }
+.kdkit-wizard .kdkit-card .widget-html-content { width: 100%; min-width: 0; white-space: normal; overflow-wrap: anywhere; }
+.kdkit-wizard .kdkit-card .kdkit-figures { font-size: 12px; }
+.kdkit-wizard .kdkit-small .jupyter-button { height: 24px; line-height: 22px; padding: 0 6px; font-size: 12px; margin: 1px; }
+.kdkit-wizard .kdkit-figures { margin: 4px 0; }
+.kdkit-wizard .kdkit-figures th { font-weight: normal; text-align: left; padding: 0 8px 0 0; opacity: .85; white-space: nowrap; }
+.kdkit-wizard .kdkit-figures td { padding: 0 8px 0 0; white-space: nowrap; }
+.kdkit-wizard .kdkit-bar { display: inline-block; width: 4em; height: .6em; border: 1px solid currentColor; border-radius: 2px; }
+.kdkit-wizard .kdkit-bar span { display: block; height: 100%; background: currentColor; }
+.kdkit-wizard .kdkit-card .kdkit-bar { display: none; }
+.kdkit-wizard .kdkit-panel { border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 4px; padding: 6px 12px; margin: 4px 0; }
+.kdkit-wizard .kdkit-palette { margin: 4px 0; }
+.kdkit-wizard .kdkit-palette > .widget-hbox { align-items: baseline; flex-wrap: wrap; }
+.kdkit-wizard .kdkit-palette .jupyter-button { min-width: 16.5em; text-align: left; }
+.kdkit-wizard summary { cursor: pointer; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 </style>"""
 """Fixes for JupyterLab: unselected tabs have a contrast of only 4.4 : 1, long labels are cut off, and the arrow of a list is black
 on a dark page."""
 
-LABELS = """<style onload="
+SCRIPT = """<style onload="
     const area = this.closest('.kdkit-wizard');
-    const label = () => area.querySelectorAll('.kdkit-slider').forEach(row => {
-        const handle = row.querySelector('.noUi-handle'), name = row.querySelector('label')?.textContent, value = row.querySelector('input');
-        for (const [key, text] of [['aria-label', name + ', slider'], ['aria-valuetext', value?.value || value?.placeholder]])
-            if (handle && handle.getAttribute(key) !== text) handle.setAttribute(key, text);
-    });
-    if (area && !area.labelled) { area.labelled = new MutationObserver(label); area.labelled.observe(area, { childList: true, subtree: true }); }
-    label();
+    const cards = () => [...area.querySelectorAll('.kdkit-card:has(.kdkit-earlier)')];
+    const update = () => {
+        area.querySelectorAll('.kdkit-slider').forEach(row => {
+            const handle = row.querySelector('.noUi-handle'), name = row.querySelector('label')?.textContent, value = row.querySelector('input');
+            for (const [key, text] of [['aria-label', name + ', slider'], ['aria-valuetext', value?.value || value?.placeholder]])
+                if (handle && handle.getAttribute(key) !== text) handle.setAttribute(key, text);
+        });
+        cards().forEach(card => { if (!card.draggable) card.draggable = true; });
+    };
+    if (area && !area.watched) {
+        let from = null;
+        area.watched = new MutationObserver(update);
+        area.watched.observe(area, { childList: true, subtree: true });
+        const over = event => cards().indexOf(event.target.closest?.('.kdkit-card'));
+        const mark = at => cards().forEach((card, index) => card.classList.toggle('kdkit-over', index === at && at !== from));
+        area.addEventListener('dragstart', event => { from = over(event); event.dataTransfer?.setData('text/plain', ''); });
+        area.addEventListener('dragover', event => { if (from !== null && from >= 0 && over(event) >= 0) { event.preventDefault(); mark(over(event)); } });
+        area.addEventListener('dragend', () => { from = null; mark(-1); });
+        area.addEventListener('drop', event => {
+            const to = over(event), all = cards();
+            if (from === null || from < 0 || to < 0) return;
+            event.preventDefault();
+            event.stopPropagation();
+            for (let at = from; at > to; at--) all[at].querySelector('.kdkit-earlier').click();
+            for (let at = from; at < to; at++) all[at].querySelector('.kdkit-later').click();
+            from = null;
+            mark(-1);
+        });
+    }
+    if (area) update();
 "></style>"""
-"""Names the handles of sliders for screen readers, by the field beside each, as ipywidgets gives them no name. A constant script: no name
-is ever written into it. Where scripts don't run, the fields beside the sliders, which have names, do the same."""
+"""What ipywidgets does not do: name the handles of sliders for screen readers, by the field beside each, and move cards by drag, which
+presses their buttons. A constant: no name is ever written into it. Where scripts don't run, the fields and the buttons do the same."""
 
 KEYS = (
     "Keys: Tab and Shift-Tab move the focus, Space and Enter press a button; Space opens a list, arrow keys select. "

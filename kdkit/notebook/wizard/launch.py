@@ -85,7 +85,7 @@ def open_wizard(workspace: Workspace, stage: str = "", line: str = "") -> Any:
     requested(workspace, stage, line)
     stopped = _open[workspace.shell].wizard.controller.busy if workspace.shell in _open else ""
     before = close(workspace.shell)
-    wizard = Wizard(workspace, before.controller.draft if before is not None else None, first="Pipeline" if stage or line else "")
+    wizard = Wizard(workspace, before.controller.draft if before is not None else None, first="Build" if stage or line else "")
     begin(wizard, stage, line)
     if stopped:
         wizard.controller.say(f"{stopped} was stopped, as the wizard was opened again; the session is unchanged")
@@ -102,12 +102,12 @@ def begin(wizard: Wizard, stage: str = "", line: str = "") -> None:
     draft, made = requested(wizard.controller.workspace, stage, line)
     if draft is not None:
         wizard.controller.redraft(draft)
-        wizard.open("Pipeline")
+        wizard.open("Build")
         if len(draft.steps) == 1 and "\n" not in draft.steps[0]:
-            wizard.tab("Pipeline").edit(0)
+            wizard.tab("Build").edit(0)
     if made is not None:
-        wizard.open("Pipeline")
-        wizard.tab("Pipeline").choose(made)
+        wizard.open("Build")
+        wizard.tab("Build").choose(made)
 
 
 def requested(workspace: Workspace, stage: str, line: str) -> tuple[Draft | None, type[Stage] | None]:

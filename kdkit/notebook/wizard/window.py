@@ -10,7 +10,7 @@ from kdkit.display.error import problem
 from kdkit.errors import Cancelled, KdError
 from kdkit.forms.widgets import close, write
 from kdkit.notebook.wizard.controller import Controller
-from kdkit.notebook.wizard.html import KEYS, LABELS, STYLE, code, status
+from kdkit.notebook.wizard.html import KEYS, SCRIPT, STYLE, code, status
 from kdkit.notebook.wizard.tabs import TABS
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class Wizard:
         self._code, self._status, self._problem = widgets.HTML(), widgets.HTML(status("")), widgets.HTML()
         self.tab_bar = widgets.Tab([tab.box for tab in self.tabs], titles=[tab.title for tab in self.tabs])
         help_line = widgets.HTML(f'<small style="opacity:.85">{KEYS}</small>')
-        self.box = widgets.VBox(
-            [widgets.HTML(STYLE), widgets.HTML(LABELS), self.tab_bar, self._problem, self._status, widgets.HTML("<b>The same in a cell</b>"), self._code, help_line]
-        )
+        self.box = widgets.VBox([widgets.HTML(STYLE), widgets.HTML(SCRIPT), self.tab_bar, self._problem, self._status, self._code, help_line])
         self.box.add_class("kdkit-wizard")
         self.tab_bar.selected_index = self._index(first) if first else 0
         self.tab_bar.observe(self._opened, "selected_index")
@@ -93,7 +91,8 @@ class Wizard:
 
     def show_lines(self) -> None:
         """Show the lines of the current tab."""
-        write(self._code, code(self.current.lines))
+        lines = self.current.lines
+        write(self._code, f"<b>The same in a cell</b>{code(lines)}" if lines else "")
 
     def show_message(self, text: str, error: KdError | None = None) -> None:
         """Show the status and, if there is one, the error."""

@@ -86,18 +86,68 @@ def test_what_was_recognised_can_be_changed(wizard):
     assert data.lines == "", "what was given is not given again"
 
 
+def offers(tab):
+    """The techniques that the palette lists."""
+    return [stage.id for stage in tab.palette.shown]
+
+
+def mark(tab, name):
+    """What the palette says about a technique."""
+    tab.palette.search.value = name
+    row = next(row for row in tab.palette._list.children if row.children[0].description == name)
+    return row.children[1].value
+
+
+@pytest.mark.slow
+def test_the_palette_lists_a_family_or_what_is_searched_for_with_a_mark_for_each(wizard):
+    tab = wizard.tab("Build")
+    wizard.open("Build")
+    assert tab.palette.box.layout.display is None, "an empty pipeline begins with a technique"
+    tab.palette.family.value = "quantize"
+    assert offers(tab) == [id for id in manager().stages() if id.startswith("quantize.")]
+    tab.palette.search.value = "filter pruning"
+    assert offers(tab) == ["prune.channels"], "papers have other names"
+    assert "<b>✓</b> fits here" in mark(tab, "prune channels")
+    assert "needs through" in mark(tab, "distill assistant")
+    tab.palette.search.value = "nothing like it"
+    assert "No technique has these words" in tab.palette._found.value
+    tab.palette.search.value = "channels"
+    press(wizard, tab.palette._list.children[0].children[0])
+    assert tab.stage.id == "prune.channels"
+    assert (tab.palette.box.layout.display, tab.chosen.layout.display) == ("none", None)
+    press(wizard, tab.add)
+    assert (tab.palette.box.layout.display, tab.chosen.layout.display) == ("none", "none")
+    press(wizard, tab.open)
+    assert tab.palette.box.layout.display is None
+
+
+@pytest.mark.slow
+def test_the_forecast_follows_the_slider(wizard):
+    tab = wizard.tab("Build")
+    wizard.open("Build")
+    tab.choose(manager().stage("prune.channels"))
+    slider = tab.form.control("ratio").widget.children[1]
+    seen = set()
+    for position in (0.25, 0.5, 0.75):
+        slider.value = position
+        assert f"--ratio {position}" in tab.candidate.value or position == 0.5
+        seen.add(tab.candidate.value.partition("<b>")[2].partition("parameters")[2][:40])
+    assert len(seen) == 3
+    assert len(wizard.controller.session.versions) == 1
+
+
 @pytest.mark.slow
 def test_a_pipeline_is_put_together_reordered_changed_and_predicted(wizard, monkeypatch):
-    monkeypatch.setattr("kdkit.notebook.wizard.tabs.pipeline.QUICK_S", float("inf"))
-    tab = wizard.tab("Pipeline")
+    monkeypatch.setattr("kdkit.notebook.wizard.tabs.build.QUICK_S", float("inf"))
+    tab = wizard.tab("Build")
     add(wizard, "tune finetune", steps=1)
     add(wizard, "prune channels", ratio=0.25)
-    press(wizard, tab.rows[1].up)
+    press(wizard, tab.cards[1].earlier)
     assert wizard.controller.draft.steps == ("prune channels --ratio 0.25", "tune finetune --steps 1")
-    assert "fits" in tab.rows[0].text.value
-    press(wizard, tab.rows[0].edit)
+    assert "fits" in tab.cards[0].text.value
+    press(wizard, tab.cards[0].edit)
     assert tab.form.control("ratio").value == 0.25
-    assert tab.add.layout.display != "none"
+    assert (tab.add.layout.display, tab.change.layout.display) == ("none", None)
     tab.form.control("ratio").value = 0.5
     press(wizard, tab.change)
     assert wizard.controller.draft.steps[0] == "prune channels"
@@ -105,7 +155,9 @@ def test_a_pipeline_is_put_together_reordered_changed_and_predicted(wizard, monk
     assert "parameters" in tab.forecast.value
     tab.running.control("as_").value = "slim"
     assert "%%kd slim\nprune channels\ntune finetune --steps 1" in code(wizard)
-    press(wizard, tab.rows[0].remove)
+    assert "parameters</th><td>212 → <b>" in tab.cards[0].text.value, "before and after are on the card"
+    assert "as before" in tab.cards[1].text.value
+    press(wizard, tab.cards[0].remove)
     assert wizard.controller.draft.steps == ("tune finetune --steps 1",)
     assert len(wizard.controller.session.versions) == 1, "nothing was run"
 
@@ -114,10 +166,11 @@ def test_a_pipeline_is_put_together_reordered_changed_and_predicted(wizard, monk
 def test_a_stage_that_is_predicted_by_running_it_waits_for_its_button_and_can_be_stopped(wizard, offered):
     offered(Slow)
     add(wizard, "tune test-slow", seconds=0.05)
-    tab = wizard.tab("Pipeline")
+    tab = wizard.tab("Build")
     assert "Predict shows" in tab.forecast.value
     press(wizard, tab.predict)
     assert "tune test-slow" in tab.forecast.value
+    assert "as before" in tab.cards[0].text.value
     add(wizard, "tune test-slow", seconds=30.0)
     tab.predict.click()
     until(lambda: wizard.controller.busy)
@@ -129,19 +182,20 @@ def test_a_stage_that_is_predicted_by_running_it_waits_for_its_button_and_can_be
 
 @pytest.mark.slow
 def test_an_order_that_cannot_be_is_marked_with_its_remedy_before_it_is_added_and_after(wizard):
-    tab = wizard.tab("Pipeline")
+    tab = wizard.tab("Build")
     add(wizard, "quantize static")
-    tab.family.value, tab.technique.value = "prune", "channels"
+    assert "✗ channels (step 2) needs float weights" in mark(tab, "prune channels")
+    tab.choose(manager().stage("prune.channels"))
     assert "not valid here" in tab.candidate.value
     assert "put prune channels before quantize static" in tab.candidate.value
     press(wizard, tab.add)
-    assert "✗" in tab.rows[1].text.value
+    assert "✗" in tab.cards[1].text.value
     assert tab.predict.disabled
     wizard.open("Run")
     assert "step 2" in wizard.tab("Run").summary.value
-    wizard.open("Pipeline")
-    press(wizard, tab.rows[1].up)
-    assert "✗" not in tab.rows[0].text.value + tab.rows[1].text.value
+    wizard.open("Build")
+    press(wizard, tab.cards[1].earlier)
+    assert "✗" not in tab.cards[0].text.value + tab.cards[1].text.value
 
 
 @pytest.fixture
@@ -154,7 +208,7 @@ def focused(monkeypatch):
 
 @pytest.mark.slow
 def test_the_focus_goes_along_with_a_step_and_is_never_left_on_what_is_gone(wizard, focused):
-    tab = wizard.tab("Pipeline")
+    tab = wizard.tab("Build")
     for stage in ("prune channels", "distill soft", "tune finetune"):
         add(wizard, stage)
 
@@ -162,18 +216,18 @@ def test_the_focus_goes_along_with_a_step_and_is_never_left_on_what_is_gone(wiza
         press(wizard, button)
         return focused.pop()
 
-    assert after(tab.rows[2].up) == "Up 2"
-    assert after(tab.rows[1].up) == "Up 1"
-    assert after(tab.rows[0].up) == "Up 1"
-    assert after(tab.rows[0].down) == "Down 2"
-    assert after(tab.rows[2].join) == "Part 2"
-    assert after(tab.rows[1].part) == "Edit 2"
-    assert after(tab.rows[2].edit) == "technique"
+    assert after(tab.cards[2].earlier) == "Earlier 2"
+    assert after(tab.cards[1].earlier) == "Earlier 1"
+    assert after(tab.cards[0].earlier) == "Earlier 1"
+    assert after(tab.cards[0].later) == "Later 2"
+    assert after(tab.cards[2].join) == "Part 2"
+    assert after(tab.cards[1].part) == "Edit 2"
+    assert after(tab.cards[2].edit) == "epochs"
     assert after(tab.leave) == "Edit 3"
-    assert after(tab.rows[2].edit) == "technique"
+    assert after(tab.cards[2].edit) == "epochs"
     assert after(tab.change) == "Edit 3"
-    assert after(tab.rows[2].remove) == "Remove 2"
-    assert after(tab.forget) == "family"
+    assert after(tab.cards[2].remove) == "Remove 2"
+    assert after(tab.forget) == "search"
 
 
 @pytest.mark.slow
@@ -192,34 +246,35 @@ def test_the_message_of_one_tab_is_gone_in_the_next(wizard):
 
 @pytest.mark.slow
 def test_what_cells_and_plugins_bring_or_take_meanwhile_is_offered_when_the_pipeline_is_looked_at(wizard, offered):
-    tab = wizard.tab("Pipeline")
-    wizard.open("Pipeline")
-    tab.family.value = "tune"
-    assert "test-slow" not in tab.technique.options
+    tab = wizard.tab("Build")
+    wizard.open("Build")
+    tab.palette.family.value = "tune"
+    assert "tune.test-slow" not in offers(tab)
     offered(Slow)
     tab.refresh()
-    assert tab.family.value == "tune"
-    tab.technique.value = "test-slow"
+    assert "tune.test-slow" in offers(tab)
+    assert tab.palette.family.value == "tune"
+    tab.choose(manager().stage("tune.test-slow"))
     again = type("Slow", (Slow,), {"__annotations__": {"minutes": float}, "minutes": param(1.0, "another field"), "__module__": __name__, "__doc__": Slow.__doc__})
     offered(again)
     tab.refresh()
     assert tab.form.settings is again, "a cell that is run again brings another class"
     manager().get_plugin("notebook").stages.clear()
     manager().forget()
-    tab.technique.value = "finetune"
-    tab.technique.value = "test-slow"
+    tab.refresh()
     assert tab.add.disabled
     assert "not available any more" in tab.about.value
-    tab.refresh()
-    assert tab.technique.options == ("finetune",)
+    press(wizard, tab.leave)
+    assert offers(tab) == ["tune.finetune"]
+    tab.choose(manager().stage("tune.finetune"))
     assert not tab.add.disabled
 
 
 @pytest.mark.slow
 def test_a_form_that_is_wrong_adds_nothing(wizard):
-    tab = wizard.tab("Pipeline")
-    wizard.open("Pipeline")
-    tab.family.value, tab.technique.value = "prune", "channels"
+    tab = wizard.tab("Build")
+    wizard.open("Build")
+    tab.choose(manager().stage("prune.channels"))
     tab.form.control("ratio").value = 3.0
     assert tab.add.disabled
     tab.form.control("ratio").value = 0.5
@@ -228,15 +283,15 @@ def test_a_form_that_is_wrong_adds_nothing(wizard):
 
 @pytest.mark.slow
 def test_two_stages_share_a_loop_and_part_again(wizard):
-    tab = wizard.tab("Pipeline")
+    tab = wizard.tab("Build")
     add(wizard, "distill soft", steps=1)
     add(wizard, "tune finetune", steps=1)
-    press(wizard, tab.rows[1].join)
+    press(wizard, tab.cards[1].join)
     assert "together:\n    distill soft --steps 1\n    tune finetune --steps 1" in code(wizard)
-    press(wizard, tab.rows[0].part)
+    press(wizard, tab.cards[0].part)
     assert len(wizard.controller.draft.steps) == 2
     add(wizard, "prune channels")
-    press(wizard, tab.rows[2].join)
+    press(wizard, tab.cards[2].join)
     assert "prune channels does not train" in reported(wizard)
     assert len(wizard.controller.draft.steps) == 3
 
@@ -257,14 +312,14 @@ def test_the_pipeline_runs_with_both_bars_and_ends_with_the_report(wizard):
     assert wizard.controller.draft.start == "@base", "run again, it begins where it began"
     press(wizard, run.follow)
     assert wizard.controller.draft == Draft(start="@2")
-    assert wizard.current is wizard.tab("Pipeline")
+    assert wizard.current is wizard.tab("Build")
 
 
 @pytest.mark.slow
 def test_the_lines_that_are_shown_do_the_same(wizard, cells):
     add(wizard, "prune channels", ratio=0.25)
     add(wizard, "tune finetune", steps=2)
-    wizard.tab("Pipeline").running.control("as_").value = "by_hand"
+    wizard.tab("Build").running.control("as_").value = "by_hand"
     wizard.open("Run")
     press(wizard, wizard.tab("Run").start)
     shown = wizard.tab("Run").lines
@@ -498,12 +553,12 @@ def test_a_version_is_saved_exported_reported_and_made_code_of(wizard, tmp_path)
 @pytest.mark.slow
 def test_a_wizard_is_opened_on_a_form_a_line_a_cell_or_a_version(wizard):
     launch.begin(wizard, stage="prune.channels")
-    assert (wizard.tab("Pipeline").family.value, wizard.tab("Pipeline").technique.value) == ("prune", "channels")
+    assert wizard.tab("Build").stage.id == "prune.channels"
     launch.begin(wizard, stage="quantize")
-    assert wizard.tab("Pipeline").family.value == "quantize"
+    assert wizard.tab("Build").stage.id == "quantize.dynamic"
     launch.begin(wizard, line="%kd prune channels --ratio 0.3 --on @base --as slim")
     assert wizard.controller.draft == Draft(("prune channels --ratio 0.3",), "@base", "slim")
-    assert wizard.tab("Pipeline").form.control("ratio").value == 0.3
+    assert wizard.tab("Build").form.control("ratio").value == 0.3
     wizard.controller.session.run("prune channels --ratio 0.5", label="slim")
     wizard.controller.session.run("tune finetune --steps 1", label="tuned")
     launch.begin(wizard, line="@tuned")
@@ -582,7 +637,7 @@ def test_closing_leaves_no_widget_thread_or_observer_behind(cells, offered):
         made.open(tab.title)
     add(made, "prune channels")
     add(made, "tune test-slow")
-    made.tab("Pipeline").rows[1].remove.click()
+    made.tab("Build").cards[1].remove.click()
     add(made, "tune test-slow")
     made.open("Compare")
     for word in made.tab("Compare").choice.options:
@@ -619,7 +674,7 @@ def test_a_wizard_that_is_opened_on_a_form_builds_that_tab_alone(cells, monkeypa
     workspace = notebook.workspace_of(cells.shell)
     monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
     wizard = launch.open_wizard(workspace, "distill.soft").wizard
-    assert [tab.title for tab in wizard.tabs if wizard.is_built(tab.title)] == ["Pipeline"]
+    assert [tab.title for tab in wizard.tabs if wizard.is_built(tab.title)] == ["Build"]
     wizard.open("Model")
     assert not wizard.is_built("Data and task")
     launch.close(cells.shell)

@@ -393,3 +393,11 @@ def test_resnet56_is_pruned_to_2_1_times_fewer_macs():
     pruned, _ = prune(net.eval(), batch, macs=1 / 2.1)
     assert 2.1 <= count_macs(net, batch[:1]) / count_macs(pruned, batch[:1]) <= 2.2
     assert output(pruned, batch).shape == (2, 10)
+
+
+def test_a_forecast_that_takes_what_may_be_cut_from_the_one_before_is_the_same_as_the_cut():
+    batch = zoo.batch("cnn")
+    first = next(name for name, module in zoo.cnn().named_modules() if isinstance(module, nn.Conv2d))
+    for options in ({"ratio": 0.25}, {"ratio": 0.5}, {"ratio": 0.75}, {"skip": (first,)}):
+        forecast = Channels(**options).forecast(zoo.cnn(), context_for(batch))
+        assert count_parameters(forecast.model) == count_parameters(prune(zoo.cnn(), batch, **options)[0])

@@ -1,11 +1,11 @@
 """The tabs of the wizard, in the usual order of work. To add a tab, add its class here."""
 
 from kdkit.notebook.wizard.tab import Tab
+from kdkit.notebook.wizard.tabs.build import BuildTab
 from kdkit.notebook.wizard.tabs.compare import CompareTab
 from kdkit.notebook.wizard.tabs.data import DataTab
 from kdkit.notebook.wizard.tabs.export import ExportTab
 from kdkit.notebook.wizard.tabs.model import ModelTab
-from kdkit.notebook.wizard.tabs.pipeline import PipelineTab
 from kdkit.notebook.wizard.tabs.run import RunTab
 
-TABS: tuple[type[Tab], ...] = (ModelTab, DataTab, PipelineTab, RunTab, CompareTab, ExportTab)
+TABS: tuple[type[Tab], ...] = (ModelTab, DataTab, BuildTab, RunTab, CompareTab, ExportTab)

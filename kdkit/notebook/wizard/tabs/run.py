@@ -53,7 +53,7 @@ class RunTab(Tab):
         verdicts = validate_draft(self.controller.draft, self.controller.workspace)
         wrong = [f"<li>step {number}: {verdict.html}</li>" for number, verdict in enumerate(verdicts, 1) if not verdict.fits]
         steps = len(self.controller.draft.steps)
-        text = f"{steps} step{'s' * (steps != 1)} to run" if steps else "There are no steps yet: add one in <b>Pipeline</b>."
+        text = f"{steps} step{'s' * (steps != 1)} to run" if steps else "There are no steps yet: add one in <b>Build</b>."
         write(self.summary, f"<p>{text}</p>" + (f"<ul>{''.join(wrong)}</ul>" if wrong else ""))
         self._shape()
 
@@ -127,8 +127,8 @@ class RunTab(Tab):
         if self.made is not None:
             made, self.made = self.made, None
             self.controller.redraft(Draft(start=made.name))
-            self.controller.view.open("Pipeline")
-            self.controller.view.tab("Pipeline").family.focus()
+            self.controller.view.open("Build")
+            self.controller.view.tab("Build").palette.focus()
 
 
 def _remaining(draft: Draft, done: list[Version], resumable: bool) -> Draft:
