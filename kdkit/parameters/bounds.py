@@ -37,8 +37,9 @@ class Bounds:
             return handler(dict.__class_getitem__((arguments[0], self._bounded(arguments[1]))))
         number, words = number_and_words(source)
         if words:
+            others = {*words, None} if type(None) in typing.get_args(source) else {*words}
             return core_schema.no_info_wrap_validator_function(
-                lambda value, check: value if isinstance(value, str) and value in words else check(value), handler(self._bounded(number))
+                lambda value, check: value if isinstance(value, str | None) and value in others else check(value), handler(self._bounded(number))
             )
         return handler(self._bounded(source))
 

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 
 def number_and_words(annotation: Any) -> tuple[Any, tuple[str, ...]]:
-    """The type of a number, and the words that are allowed in its place; no words where the annotation is another one.
+    """The type of a number, and the words that are allowed in its place; no words where the annotation is another one. None may be allowed too.
 
-    >>> number_and_words(float | Literal["auto"]), number_and_words(float | None)
-    ((<class 'float'>, ('auto',)), (float | None, ()))
+    >>> number_and_words(float | Literal["auto"]), number_and_words(int | Literal["all"] | None), number_and_words(float | None)
+    ((<class 'float'>, ('auto',)), (<class 'int'>, ('all',)), (float | None, ()))
     """
-    members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    found = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    members = [member for member in found if member is not type(None)]
     literals = [member for member in members if typing.get_origin(member) is Literal]
     words = tuple(word for literal in literals for word in typing.get_args(literal))
     numbers = [member for member in members if member in (int, float)]

@@ -67,7 +67,7 @@ def _kind(settings: type[Settings], name: str) -> Kind:
     optional = many = mapping = False
     number, words = number_and_words(annotation)
     if words:
-        return Kind(number, words=words)
+        return Kind(number, optional=type(None) in typing.get_args(annotation), words=words)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         rest = [item for item in typing.get_args(annotation) if item is not type(None)]
         optional = len(rest) < len(typing.get_args(annotation))

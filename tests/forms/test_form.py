@@ -37,6 +37,7 @@ class Sample(Stage):
     rate: float = param(0.5, "a number", ge=0, lt=1, unit="%")
     steps: int | None = param(None, "a whole number, perhaps", ge=1)
     weight: float | Literal["auto", "paper"] = param("auto", "a number or a word", gt=0)
+    share: int | Literal["all"] | None = param(None, "a number, a word, or neither", ge=1)
     names: tuple[str, ...] = param((), "texts")
     numbers: tuple[int, ...] = param((1, 2), "whole numbers")
     mode: Literal["fast", "slow"] = param("fast", "a choice")
@@ -213,6 +214,8 @@ def test_a_value_out_of_bounds_stays_and_is_reported_with_its_bound():
         ("rate", "0.5", "0.25", 0.25),
         ("steps", "not set", "2k", 2000),
         ("weight", "auto", "paper", "paper"),
+        ("share", "not set", "all", "all"),
+        ("share", "not set", "50", 50),
         ("numbers", "1 2", "3", (3,)),
         ("numbers", "1 2", "()", ()),
         ("names", "several: a b c", "a 'b c'", ("a", "b c")),
