@@ -111,7 +111,7 @@ def test_the_palette_lists_a_family_or_what_is_searched_for_with_a_mark_for_each
     assert "needs through" in mark(tab, "distill assistant")
     tab.palette.search.value = "nothing like it"
     assert "No technique has these words" in tab.palette._found.value
-    tab.palette.search.value = "channels"
+    tab.palette.search.value = "filter pruning"
     press(wizard, tab.palette._list.children[0].children[0])
     assert tab.stage.id == "prune.channels"
     assert (tab.palette.box.layout.display, tab.chosen.layout.display) == ("none", None)
