@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ipywidgets as widgets
 
@@ -13,7 +13,22 @@ from kdkit.notebook.wizard.draft import Draft
 from kdkit.notebook.wizard.validation import StepValidity
 
 if TYPE_CHECKING:
-    from kdkit.notebook.wizard.tabs.build import BuildTab
+    from kdkit.notebook.wizard.controller import Controller
+
+
+class Owner(Protocol):
+    """The tab that holds the cards."""
+
+    controller: Controller
+
+    def button(self, text: str, hint: str, work: Callable[[], None], style: str = "") -> Any:
+        """A button."""
+
+    def edit(self, at: int) -> None:
+        """Edit the step at a position."""
+
+    def operate(self, what: str, draft: Draft, at: int, button: str) -> None:
+        """Replace the draft, and focus that button of the step at position `at`."""
 
 
 def card(*children: Any) -> Any:
@@ -26,7 +41,7 @@ def card(*children: Any) -> Any:
 class StepCard:
     """The card at one position. The focus follows a step when it moves; a drag moves it by pressing the same buttons."""
 
-    def __init__(self, tab: BuildTab, number: int):
+    def __init__(self, tab: Owner, number: int):
         self.number = number
         self.text = widgets.HTML()
         step = f"step {number + 1}"
