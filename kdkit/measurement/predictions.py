@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from kdkit.guards import gradients_off
 from kdkit.guards.scratch import ScratchFolder
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class PredictionStore:
             place: where it runs, such as the name of a backend; outputs of another place are others.
             runner: opens the model; called when the first output is not there.
         """
-        # the model is opened within a block of the caller and closed after it; the outer no_grad makes their order irrelevant
-        with torch.no_grad(), contextlib.ExitStack() as stack:
+        # the model is opened within a block of the caller and closed after it; the outer block makes their order irrelevant
+        with gradients_off(), contextlib.ExitStack() as stack:
             opened: list[Call] = []
 
             def call(batch: Batch) -> Any:

@@ -42,6 +42,7 @@ RESERVED_WORDS = frozenset(
         "doctor",
         "drop",
         "eval",
+        "examples",
         "export",
         "help",
         "keep",

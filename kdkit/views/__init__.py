@@ -9,7 +9,7 @@ _find, __dir__, __all__ = attach(
     {
         "view": ["View", "Shown"],
         "registry": ["offered_views"],
-        "builtin": ["Agreement", "Confusion", "Layers", "Pareto", "Report", "Sensitivity", "Weights"],
+        "builtin": ["Agreement", "Confusion", "Examples", "Layers", "Pareto", "Report", "Sensitivity", "Weights"],
     },
 )
 

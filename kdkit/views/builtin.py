@@ -145,6 +145,31 @@ class Agreement(View):
             return compare_predictions(task, (version.name, one), (name, other), data, self.data, names)
 
 
+class Examples(View):
+    """The items that a version answers otherwise than another one, most confident first, and the confusion that arose."""
+
+    positional: ClassVar = ("version",)
+    example_line: ClassVar = "%kd examples @small --against @base"
+
+    version: str | None = param(None, "a version; default: the head", names="version")
+    against: str | None = param(None, "a version or model to compare with; default: the first version", names="model")
+    data: str = param("eval", "a data set to run both on", names="data")
+    items: int = param(12, "how many items to show", ge=1)
+
+    def of(self, session: Session) -> Shown:
+        from kdkit.views.agreement import class_names
+        from kdkit.views.examples import changed_answers
+        from kdkit.views.sources import find_data, find_model
+
+        version = session.version(self.version)
+        name, other = find_model(session, self.against or session.versions[0].name)
+        data, task = find_data(session, self.data, "examples needs data to call both models on")
+        model, tokenizer = session.history.model_of(version), session.objects.get("tokenizer")
+        names = class_names(task, model, other, tokenizer)
+        with session.answering(model) as after, session.answering(other) as before:
+            return changed_answers(task, (version.name, after), (name, before), data, self.data, self.items, names, tokenizer)
+
+
 class Report(View):
     """The session on one page to keep: figures, Pareto frontier, how a version was made, notes and pictures; shown here or written to a file."""
 
@@ -173,7 +198,7 @@ class Report(View):
             return f"no picture: {error.message}"
 
 
-BUILT_IN = (Pareto, Layers, Sensitivity, Weights, Confusion, Agreement, Report)
+BUILT_IN = (Pareto, Layers, Sensitivity, Weights, Confusion, Agreement, Examples, Report)
 
 
 class Views:

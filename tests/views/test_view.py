@@ -191,5 +191,5 @@ def test_a_session_has_no_other_attributes_than_its_own_and_those(session):
 
 @pytest.mark.slow
 def test_declarations_are_listed_without_torch():
-    code = "import sys\nfrom kdkit.views import offered_views\nassert len(offered_views()) == 7\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom kdkit.views import offered_views\nassert len(offered_views()) == 8\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

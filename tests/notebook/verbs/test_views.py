@@ -23,6 +23,15 @@ def test_a_picture_has_text_and_html_and_changes_nothing(two, line):
     assert two.session.history is history
 
 
+def test_examples_shows_the_answers_that_changed(two):
+    history = two.session.history
+    shown = two.give("%kd examples @slim --against @base --items 3")
+    assert shown.summary.startswith("@slim answers ")
+    assert len(shown.examples) <= 3
+    assert two.session.history is history
+    assert {"@base", "@slim"} <= set(two.complete("%kd examples --against "))
+
+
 @pytest.mark.slow
 def test_pareto_takes_versions_and_figures(two):
     reported = two.give("%kd pareto @base @slim --cost parameters --quality loss")
