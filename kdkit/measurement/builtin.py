@@ -47,6 +47,7 @@ def _timed(subject: Subject, timing: Timing | None, name: str, unit: str, better
         ratio=timing.ratio,
         reference="" if timing.ratio is None else subject.reference_backend,
         spread=timing.spread,
+        threads=None if subject.on_cuda else torch.get_num_threads(),
         disturbed=not (timing.is_steady or subject.on_cuda),
     )
 

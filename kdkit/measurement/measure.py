@@ -31,7 +31,7 @@ from kdkit.measurement.memory_traffic import Traffic, traffic
 from kdkit.measurement.predictions import PredictionStore
 from kdkit.measurement.report import Figure, Report
 from kdkit.measurement.time_scale import TimeScale
-from kdkit.measurement.timing import MANY, Timing, interleave
+from kdkit.measurement.timing import BUDGET_S, MANY, Timing, interleave
 from kdkit.models.copies import private_copy
 from kdkit.models.evaluation import device_of, evaluating
 from kdkit.models.traits import SIMULATED, Trait, traits_of
@@ -80,7 +80,7 @@ class Subject:
     total: int | None = None
     reference: Subject | None = None
     scale: TimeScale = field(default_factory=TimeScale)
-    budget_s: float = 0.5
+    budget_s: float = BUDGET_S
     predictions: PredictionStore = field(default_factory=PredictionStore)
     measured: frozenset[str] = frozenset()
     bytes_saved: int = 0

@@ -14,6 +14,8 @@ from kdkit.errors import KdError, describe_exception, printable
 EVAL, EARLIER, OTHER_DATA = "eval", "earlier eval", "other data"
 """Names of data: a session's evaluation data, those that it had before, and data for one measurement."""
 
+DETAILS = "times are medians (p50); spread: the distance of their quartiles, as a share of the median"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -33,6 +35,7 @@ class Figure:
         ratio: ratio to the original model's figure, if both were measured in turn; 1 for the original itself.
         reference: backend on which the original was measured for that.
         spread: how far apart repeated measurements were: the distance of their quartiles, as a share of their median.
+        threads: how many threads computed, of a time.
         disturbed: whether the measurement was unsteady, also when it was repeated.
         headline: whether tables of versions show it; other figures are only in the version's report.
 
@@ -51,6 +54,7 @@ class Figure:
     headline: bool = True
     reference: str = ""
     spread: float | None = None
+    threads: int | None = None
     disturbed: bool = False
     data: str = ""
     total: int | None = None
@@ -164,7 +168,7 @@ class Report(Mapping[str, Figure]):
                 "figure": figure.name,
                 "value": base_value(figure.value, figure.unit),
                 "unit": base_unit(figure.unit),
-                **{name: getattr(figure, name) for name in ("better", "backend", "simulated", "n", "data", "total", "margin", "ratio", "spread", "disturbed")},
+                **{name: getattr(figure, name) for name in ("better", "backend", "simulated", "n", "data", "total", "margin", "ratio", "spread", "threads", "disturbed")},
             }
             for figure in self.figures
         ]
@@ -188,10 +192,11 @@ class Report(Mapping[str, Figure]):
                 Cell("" if figure.n is None else figure._shown(str(figure.n))),
                 figure.backend,
                 Cell("" if figure.spread is None else figure._shown(f"{figure.spread:.0%}")),
+                Cell("" if figure.threads is None else figure._shown(str(figure.threads))),
             ]
             for figure in self.figures
         ]
-        return Table(["figure", "value", "data", "n", "backend", "spread"], rows, "times are medians; spread: the distance of their quartiles, as a share of the median")
+        return Table(["figure", "value", "data", "n", "backend", "spread", "threads"], rows, DETAILS)
 
     def _remarks(self) -> list[str]:
         return [*self.notes, *([self.load] if self.load and volatile(self.load) == self.load else [])]

@@ -50,13 +50,13 @@ class TimeScale:
         return replace(timing, seconds=unit.seconds * (1.0 if timing.ratio is None else timing.ratio))
 
     def applied(self, report: Report) -> Report:
-        """A report with the times that its ratios have on the scale now."""
-        return replace(report, figures=tuple(map(self._on_scale, report.figures)))
+        """A report with the times that its ratios have on the scale now; itself if these are its own."""
+        figures = tuple(map(self._on_scale, report.figures))
+        return report if all(figure is before for figure, before in zip(figures, report.figures, strict=True)) else replace(report, figures=figures)
 
     def _on_scale(self, figure: Figure) -> Figure:
         unit = self._units.get((figure.reference, TIMED.get(figure.name, 0)))
         if unit is None or figure.ratio is None:
             return figure
-        if figure.name == "throughput":
-            return replace(figure, value=TIMED[figure.name] / unit.seconds * figure.ratio)
-        return replace(figure, value=1000 * unit.seconds * figure.ratio)
+        value = TIMED[figure.name] / unit.seconds * figure.ratio if figure.name == "throughput" else 1000 * unit.seconds * figure.ratio
+        return figure if figure.value == value else replace(figure, value=value)

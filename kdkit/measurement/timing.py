@@ -14,6 +14,12 @@ MANY = 32
 """The number of items in the larger of the two timed batches."""
 
 
+BUDGET_S = 0.5
+"""Seconds for one timing."""
+
+LONG_S = 3.0
+"""Seconds after which no timing is taken again."""
+
 WIDE = 0.25
 """The spread from which a timing is taken again: half of its rounds are farther apart than this share of their median."""
 
@@ -55,17 +61,18 @@ class Timing:
         return self.load or (f"the times of repeated calls differed by {self.spread:.0%}" if self.spread > WIDE else "")
 
 
-def interleave(calls: Sequence[Callable[[], Any]], budget_s: float = 0.5, least: int = 3, tries: int = 2) -> Timing:
+def interleave(calls: Sequence[Callable[[], Any]], budget_s: float = BUDGET_S, least: int = 3, tries: int = 2) -> Timing:
     """Time one call, or two alternately, for about `budget_s` seconds and at least `least` rounds, after a warm-up.
 
     A fifth of that time is enough for `ENOUGH` rounds.
 
-    The order of the two calls alternates between rounds. A timing that is not steady is taken again, up to `tries` times in all; the
-    one with the smallest spread counts.
+    The order of the two calls alternates between rounds. A timing that is not steady is taken again, up to `tries` times in all unless
+    that is long; the one with the smallest spread counts.
     """
     _warm_up(calls, budget_s / 4)
     taken: list[Timing] = []
-    while len(taken) < tries and not any(timing.is_steady for timing in taken):
+    began = time.perf_counter()
+    while not taken or (len(taken) < tries and not taken[-1].is_steady and time.perf_counter() - began < LONG_S):
         taken.append(_interleave(calls, budget_s, least))
     return min(taken, key=lambda timing: (not timing.is_steady, timing.spread))
 

@@ -51,7 +51,7 @@ class Version:
         seed: seed of the stage.
         inserted: whether kdkit inserted the stage as a bridge.
         origin: where the model comes from, if no stage made it.
-        seconds: run time of the stage, with its export and without measuring.
+        seconds: run time of the stage and its bridges, with their export and without measuring.
         export_seconds: of these, the time in which models were exported.
         measuring_seconds: time in which the result was measured.
         facts: what the folder that it was loaded from states about it.
@@ -206,22 +206,35 @@ class History:
         return replace(self, versions={**self.versions, version.number: version})
 
     def reported(self, change: Callable[[Report], Report]) -> History:
-        """With every report changed."""
-        return self._each(lambda version: version if (report := change(version.report)) == version.report else replace(version, report=report))
+        """With every report changed, of those that `change` does not return as they are."""
+        return self._each(lambda version: version if (report := change(version.report)) is version.report else replace(version, report=report))
 
     def compared(self, marks_of: Callable[[Version], tuple[str, ...]]) -> History:
         """With what each version is compared with, and the marks that follow from it."""
 
+        others = self._references()
+
         def change(version: Version) -> Version:
-            line = self.lineage(version)[:-1]
-            written = [each for each in line if not each.inserted]
-            others = {each.number: Reference(each.name, each.report) for each in (*written[-1:], *line[:1])}
-            if version.compared != tuple(others.values()):
-                version = replace(version, compared=tuple(others.values()))
+            known, found = version.compared, others[version.number]
+            if [(each.name, id(each.report)) for each in known] != [(each.name, id(each.report)) for each in found]:
+                version = replace(version, compared=found)
             marks = marks_of(version)
             return version if marks == version.marks else replace(version, marks=marks)
 
         return self._each(change)
+
+    def _references(self) -> dict[int, tuple[Reference, ...]]:
+        """For each version the last one before it that a line of the user made, and the first of its line."""
+        first: dict[int, Version] = {}
+        written: dict[int, Version] = {}
+        for number, version in sorted(self.versions.items()):  # a version's number is above its parent's
+            if version.parent is None:
+                first[number] = version
+                continue
+            parent = self.versions[version.parent]
+            first[number], written[number] = first[parent.number], written.get(parent.number, parent) if parent.inserted else parent
+        chosen = {number: {each.number: each for each in (written[number], first[number])} if number in written else {} for number in self.versions}
+        return {number: tuple(Reference(each.name, each.report) for each in named.values()) for number, named in chosen.items()}
 
     def _each(self, change: Callable[[Version], Version]) -> History:
         """With every version changed; itself if none is."""

@@ -102,11 +102,22 @@ class Runner:
                 parent = replace(self._run_step(step, parent, number, seed, _with_part(observe, part, len(groups))), start=start.number)
                 made.append(parent)
                 number += 1
-            yield made, part == len(groups)
+            yield [*made[:-1], _with_bridges(made)], part == len(groups)
 
     def _run_step(self, step: Planned, parent: Version, number: int, seed: int, observe: Observe) -> Version:
         context = self.context(step.stage.title, observe, seed)
         return make(step, parent, number, context, lambda model, storage: self.measure(model, context.check_cancelled, storage), self.trackers)
+
+
+def _with_bridges(made: list[Version]) -> Version:
+    """The version of a stage, whose times include those of the bridges that were inserted for it."""
+    *bridges, version = made
+    return replace(
+        version,
+        seconds=version.seconds + sum(each.seconds for each in bridges),
+        export_seconds=version.export_seconds + sum(each.export_seconds for each in bridges),
+        measuring_seconds=version.measuring_seconds + sum(each.measuring_seconds for each in bridges),
+    )
 
 
 def trait_sources(history: History, version: Version) -> dict[str, str]:

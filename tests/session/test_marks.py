@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,22 @@ def test_bridges_are_folded_into_the_step_that_they_were_inserted_for(session):
     assert {name: str(change) for name, change in found.versions[2].changes.items()} == {"@base": "4x smaller (10 B)"}
 
 
+def test_a_history_in_which_nothing_changes_stays_the_same_object(session):
+    session.run("decompose svd --ratio 0.5 --layers first")
+    history = session.history
+    session.history = history
+    assert session.history is history
+
+
+def test_a_long_line_is_compared_in_time_that_grows_with_its_length():
+    report = Report((Figure("size", 10, "B"),))
+    versions = {number: Version(number, None, report, frozenset(), parent=number - 1 if number else None) for number in range(3000)}
+    began = time.process_time()
+    found = History(versions, 2999, (), 3000).compared(lambda version: ())
+    assert time.process_time() - began < 1
+    assert [each.name for each in found.versions[2999].compared] == ["@2998", "@0"]
+
+
 def test_a_loss_beyond_the_limit_is_marked_with_lines_to_run(session):
     made = session.run("decompose svd --ratio 0.7 --layers first", label="thin")
     assert made["accuracy"] < 0.98
@@ -109,3 +127,13 @@ def test_a_step_has_three_times():
     assert made.measuring_seconds > 0
     assert made.times == {"work": made.seconds - made.export_seconds, "export": made.export_seconds, "measuring": made.measuring_seconds}
     assert "Times of this step" in made._repr_html_()
+
+
+def test_the_times_of_a_step_include_those_of_its_bridges():
+    batch = zoo.batch("mlp")
+    session = Session(zoo.mlp(), example=batch, calibration=batch, measures=("size",))
+    made = session.run("quantize static")
+    bridge = session.history.versions[made.parent]
+    assert bridge.inserted
+    assert made.export_seconds == bridge.export_seconds > 0
+    assert made.seconds > bridge.seconds
