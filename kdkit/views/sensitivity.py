@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.utils._pytree import tree_leaves
 
 from kdkit.data import Batch, BatchList, Data
 from kdkit.display.charts import row_chart
 from kdkit.display.table import Cell, Table, number
 from kdkit.errors import KdError
 from kdkit.guards.cleanup import always_run
+from kdkit.measurement.predictions import PredictionStore
 from kdkit.models.copies import private_copy
 from kdkit.models.layer_selection import select_layers
 from kdkit.models.traits import Trait, traits_of
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 SHOWN = 40
 """Layers in the text, the costliest first; the chart has half as many more."""
-KEPT_BYTES = 256 * 2**20
-"""Bytes of the undisturbed model's outputs to cache; outputs beyond that are computed again for each layer."""
 
 Disturb = Callable[..., Tensor]
 """(weight, axis of its output channels) -> the disturbed weight."""
@@ -179,8 +177,7 @@ def measure_sensitivity(
         return call(batch)
 
     found = []
-    with backend.runner(model) as ask:
-        undisturbed = _Cached(ask)
+    with PredictionStore().answering(model, backend.name, lambda: backend.runner(model)) as undisturbed:
         before = _figures(context.task, partial(observed, "undisturbed", undisturbed), held).get(context.task.metric)
         for name, weights in chosen.items():
             module = copy.get_submodule(name)
@@ -245,24 +242,6 @@ def _disturbed(weights: Sequence[nn.Parameter], disturb: Callable[[Tensor], Tens
         for weight in weights:
             weight.data = disturb(weight.data)
         yield
-
-
-class _Cached:
-    """A cache of a model's outputs for each batch, up to `KEPT_BYTES`."""
-
-    def __init__(self, ask: Call):
-        self.ask, self.bytes = ask, 0
-        self.answers: dict[int, Any] = {}
-
-    def __call__(self, batch: Batch) -> Any:
-        first = int(batch.numbers[0]) if batch.numbers is not None else -1
-        if first in self.answers:
-            return self.answers[first]
-        answer = self.ask(batch)
-        self.bytes += sum(leaf.nbytes for leaf in tree_leaves(answer) if isinstance(leaf, Tensor))
-        if self.bytes <= KEPT_BYTES and first >= 0:
-            self.answers[first] = answer
-        return answer
 
 
 def _figures(task: Task, call: Call, data: Data) -> dict[str, float]:

@@ -13,9 +13,10 @@ from torch import nn
 
 import kdkit
 from kdkit.errors import Cancelled, KdError
+from kdkit.measurement.predictions import PredictionStore
 from kdkit.models.copies import private_copy
 from kdkit.views import Sensitivity
-from kdkit.views.sensitivity import KEPT_BYTES, Effect, LayerSensitivity, measure_sensitivity, rounded, thinned
+from kdkit.views.sensitivity import Effect, LayerSensitivity, measure_sensitivity, rounded, thinned
 
 NUMBERS = st.lists(st.floats(-9, 9, width=32), min_size=6, max_size=6)
 
@@ -180,10 +181,9 @@ def test_transposed_convolutions_are_rounded_by_output_channel() -> None:
 
 
 def test_answers_beyond_what_is_kept_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert KEPT_BYTES > 2**20
     held = session()
     kept = held.show(Sensitivity(bits=2))
-    monkeypatch.setattr("kdkit.views.sensitivity.KEPT_BYTES", 600)
+    monkeypatch.setattr("kdkit.views.sensitivity.PredictionStore", lambda: PredictionStore(memory_bytes=600, disk_bytes=0))
     assert held.show(Sensitivity(bits=2)) == kept
 
 
