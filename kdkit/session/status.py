@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
 from kdkit.session.history import History, Version
 from kdkit.session.listing import Listing
 from kdkit.session.next_steps import next_steps
-
-MANY = 3
-"""Techniques of a family up to which a status names each."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,17 @@ class Status:
 
     @property
     def _ahead(self) -> str:
-        fitting, name = ", ".join(_by_family(self.next)), self.head.name
-        return f"next: {fitting}" if fitting else f"next: nothing fits {name}; save or export it, or branch from another version with --on"
+        chosen, name = _first_of_families(self.next), self.head.name
+        return f"next: {', '.join(chosen)}; %kd list shows all" if chosen else f"next: nothing fits {name}; save or export it, or branch from another version with --on"
 
 
-def _by_family(techniques: list[str]) -> Iterator[str]:
-    """Each technique, those of a family together; of a family with many techniques the first, and the number of the others.
+def _first_of_families(techniques: list[str]) -> list[str]:
+    """Of each family the technique of most use.
 
-    >>> list(_by_family(["prune channels", "distill a", "tune b", "distill b", "distill c", "distill d"]))
-    ['prune channels', 'distill a (3 more: %kd list distill)', 'tune b']
+    >>> _first_of_families(["prune channels", "distill soft", "tune finetune", "distill hints"])
+    ['prune channels', 'distill soft', 'tune finetune']
     """
-    families: dict[str, list[str]] = {}
+    firsts: dict[str, str] = {}
     for each in techniques:
-        families.setdefault(each.partition(" ")[0], []).append(each)
-    for family, named in families.items():
-        yield from named if len(named) <= MANY else [f"{named[0]} ({len(named) - 1} more: %kd list {family})"]
+        firsts.setdefault(each.partition(" ")[0], each)
+    return list(firsts.values())
