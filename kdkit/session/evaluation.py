@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Self
@@ -13,15 +13,15 @@ from kdkit.guards.torch_modes import restore_torch_modes
 from kdkit.measurement.report import OTHER_DATA, Report
 from kdkit.models.stored_form import Storage
 from kdkit.models.traits import traits_of
-from kdkit.session.evaluated_data import EvaluatedData, on_earlier_data
+from kdkit.session.evaluated_data import EvaluatedData, are_same, on_earlier_data
 from kdkit.session.history import Version
 from kdkit.session.measuring import Measuring
 from kdkit.session.objects import Objects
 from kdkit.session.state import SessionState
 from kdkit.tasks import Call
 
-DECIDE_QUALITY = frozenset({"eval", "sample", "task", "output", "loss", "metric"})
-"""What the figures on evaluation data depend on."""
+DECIDE_QUALITY = ("sample", "task", "output", "loss", "metric")
+"""Settings that the figures on evaluation data depend on."""
 
 ON_DATA = ("quality", "map", "rouge_l", "agreement")
 """The measures that need evaluation data."""
@@ -46,7 +46,7 @@ class Evaluation(SessionState):
         before = self.objects, self.settings, self.task, self.trackers
         super().set(**given)
         try:
-            if self.history.versions and given.keys() & DECIDE_QUALITY and "eval" in self.objects:
+            if self.history.versions and "eval" in self.objects and self._decides_otherwise(*before[:2]):
                 self._measure_late(before[0])
             elif "loss_limit" in given:
                 self.history = self.history  # which marks them again
@@ -55,9 +55,13 @@ class Evaluation(SessionState):
             raise
         return self
 
+    def _decides_otherwise(self, objects: Objects, settings: Mapping[str, Any]) -> bool:
+        """Whether figures on the evaluation data differ from those with earlier objects and settings."""
+        return not are_same(objects.get("eval"), self.objects["eval"]) or any(settings[name] != self.settings[name] for name in DECIDE_QUALITY)
+
     def _measure_late(self, before: Objects) -> None:
         """Measure the original on evaluation data that were not there, and mark what was measured on others."""
-        is_other = before.get("eval") is not self.objects["eval"]
+        is_other = not are_same(before.get("eval"), self.objects["eval"])
         history = self.history.reported(on_earlier_data) if is_other else self.history
         base = next((version for version in history if version.model is self.original), None)
         if base is not None:

@@ -50,6 +50,34 @@ def test_figures_on_data_that_were_replaced_are_marked_until_they_are_measured_a
     assert "note" not in repr(session.compare())
 
 
+def test_the_same_data_given_again_measure_and_mark_nothing(monkeypatch):
+    session = Session(zoo.mlp(), eval=items(40), measures=COUNTS)
+    session.run("decompose svd --ratio 0.5", label="thin")
+    monkeypatch.setattr(session, "_measure_late", lambda before: pytest.fail("measured"))
+    session.set(eval=items(40), task=None, batch_size=16)
+    assert "note" not in repr(session.compare())
+
+
+@pytest.mark.parametrize("changed", ["labels", "items"])
+def test_data_that_differ_only_in_labels_or_in_number_are_others(changed):
+    inputs, labels = items(40)
+    session = Session(zoo.mlp(), eval=(inputs, labels), measures=COUNTS)
+    session.set(eval=(inputs, labels.flip(0)) if changed == "labels" else (torch.cat([inputs, inputs]), torch.cat([labels, labels])))
+    assert session.head["accuracy"] == Session(zoo.mlp(), eval=session.objects["eval"], measures=COUNTS).head["accuracy"]
+    assert session.head.report["accuracy"].n == (40 if changed == "labels" else 80)
+
+
+def test_another_metric_is_measured_at_once():
+    session = Session(zoo.mlp(), eval=items(40), measures=COUNTS)
+
+    def share_of_ones(predictions, labels):
+        return float((predictions.argmax(-1) == 1).float().mean())
+
+    session.set(metric=share_of_ones)
+    assert "share_of_ones" in session.head.report
+    assert "parameters" in session.head.report
+
+
 def test_a_note_on_why_there_was_no_quality_goes_when_there_is_one():
     session = Session(zoo.mlp(), eval=(items(40)[0], None), task="classification", measures=COUNTS)
     assert "quality was not measured" in repr(session.head.report)
