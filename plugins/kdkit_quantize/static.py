@@ -91,15 +91,20 @@ class Static(Int8Stage):
         plan = self.plan(model.graph())
         if plan.attention:
             context.note("a transformer: products of activations stay in float; quantize dynamic needs no data and is usually the better choice")
-        observer = Range if self.method == "minmax" else Histogram
-        seen = calibrate(model, self._watched(plan), context.calibration(self.batches), context, observer, self.batches)
-        ranges = self._ranges(seen)
+        seen = self.observe(model, plan, context)
+        ranges = self.ranges(seen)
         made = self._made(model, plan, ranges, context)
         self.tell(made, plan, context)
         self._tell_clipping(seen, ranges, plan, context)
         return made
 
-    def _ranges(self, seen: Mapping[str, Range]) -> _Ranges:
+    def observe(self, model: OnnxModel, plan: Plan, context: Context) -> Mapping[str, Range]:
+        """What the calibration data gives in each activation whose range is needed."""
+        observer = Range if self.method == "minmax" else Histogram
+        return calibrate(model, self.watched(plan), context.calibration(self.batches), context, observer, self.batches)
+
+    def ranges(self, seen: Mapping[str, Range]) -> _Ranges:
+        """The range of each activation, by the method."""
         grid, symmetric = Grid(self.bits[0]), self.activations == "symmetric"
         return {name: choose_range(each, self.method, grid, symmetric, self.percentile) for name, each in seen.items()}
 
@@ -132,7 +137,7 @@ class Static(Int8Stage):
         plain = [each.name for each in self.types()] == ["QUInt8", "QInt8"] and self.activations == "asymmetric" and self.weights == "symmetric"
         return "operators" if plain and not attention else "pairs"
 
-    def _watched(self, plan: Plan) -> list[str]:
+    def watched(self, plan: Plan) -> list[str]:
         """The activations whose ranges are needed: the inputs of the layers and, except in transformers, everything between the layers."""
         import onnx
 
@@ -146,6 +151,19 @@ class Static(Int8Stage):
         return [name for node in plan.model.graph.node if node.op_type in operators for name in (*node.input, *node.output) if name in floats]
 
     def _quantize(self, plan: Plan, ranges: _Ranges, form: str) -> ModelProto:
+        return restore_names(*self.quantized(plan, ranges, form))
+
+    def quantized(self, plan: Plan, ranges: _Ranges, form: str = "pairs", overrides: Mapping[str, Any] | None = None) -> tuple[ModelProto, dict[str, str]]:
+        """The quantized graph, whose tensors have new names.
+
+        Args:
+            plan: of the graph, which is changed in place.
+            ranges: of the activations, by the name of the tensor.
+            overrides: of single tensors, by name, as onnxruntime takes them: a dict with scale and zero point for each channel.
+
+        Returns:
+            (graph, the new name of each tensor of the plan's graph).
+        """
         from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
         from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -159,11 +177,13 @@ class Static(Int8Stage):
         extra: dict[str, Any] = {"MatMulConstBOnly": True, "WeightSymmetric": self.weights == "symmetric", "ActivationSymmetric": self.activations == "symmetric"}
         if plan.attention:
             extra["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
+        if overrides:
+            extra |= {"TensorQuantOverrides": {names[name]: given for name, given in overrides.items()}, "QDQDisableWeightAdjustForInt32Bias": True}
         quantizer = (QDQQuantizer if form == "pairs" else ONNXQuantizer)(
             plan.model, self.per_channel, self.narrow, *modes, weight_type, activation_type, seen, only, skipped, list(self.chosen_operators(plan.model)), extra
         )  # fmt: skip
         quantizer.quantize_model()
-        return restore_names(quantizer.model.model, names)
+        return quantizer.model.model, names
 
 
 def _place(model: ModelProto, tensor: str) -> str:

@@ -50,4 +50,4 @@ def test_none_is_left_out():
     assert sorted(stage.id for stage in tried) == sorted(stage.id for stage in OURS)
     assert len(OURS) >= 36
     assert {name for names in THIRDS for name in names} == set(zoo.MODELS)
-    assert {stage.id for stage in (*EXPORTING, *EXPORTED)} == {"convert.onnx", "quantize.dynamic", "quantize.static"}
+    assert {stage.id for stage in (*EXPORTING, *EXPORTED)} == {"convert.onnx", "quantize.dynamic", "quantize.qat", "quantize.static"}
