@@ -89,7 +89,7 @@ class Wizard(Walker):
 
     def step(self, number):
         """The card of a step."""
-        return self.form.locator(".kdkit-card").nth(number)
+        return self.form.locator(".kdkit-card:visible").nth(number)
 
     def technique(self, stage, **fields):
         """Choose a technique in the palette and fill its fields."""
@@ -125,9 +125,10 @@ def wizard(notebook, lab):
 def begun(wizard):
     """A session with the net and its data."""
     expect(wizard.lines).to_have_text("%kd use {net}")
-    wizard.open("Data and task")
     wizard.choose("train", "train")
     wizard.choose("eval", "held")
+    wizard.press("Change task")
+    wizard.press("More settings")
     wizard.write("textbox", "measures", "quality parameters size")
     expect(wizard.lines).to_have_text(USED)
     wizard.press("Start")
@@ -187,13 +188,23 @@ def versions(wizard):
 
 
 def test_a_new_session_recognises_its_data_and_task(begun):
-    begun.open("Data and task")
     expect(begun.form).to_contain_text("arrays of (x, y): 1200 items")
-    expect(begun.form).to_contain_text("Task: classification, since outputs (batch, 10) and integer labels.")
+    expect(begun.form).to_contain_text("classification, since outputs (batch, 10) and integer labels.")
+    begun.press("Change data")
     expect(begun.to("combobox", "train").locator("option:checked")).to_have_text("(not set)")
-    begun.open("Model")
+    begun.press("Change data")
+    begun.open("Layers")
     expect(begun.form).to_contain_text("8 modules in Sequential")
     expect(begun.lines).to_have_text("%kd layers")
+
+
+def test_pipelines_are_proposed_and_read_by_axe(begun):
+    begun.open("Start")
+    begun.press("Propose pipelines")
+    for goal in ("smaller", "faster", "least risk"):
+        expect(begun.form.get_by_role("button", name=f"Choose {goal}")).to_be_visible()
+    expect(begun.form).to_contain_text("risk for quality: low: no weight is removed")
+    check(begun.form)
 
 
 def test_a_pipeline_is_built_reordered_edited_validated_and_predicted(built):
@@ -216,10 +227,10 @@ def test_a_card_is_moved_by_drag_and_back_by_its_button(built):
 
 def test_progress_moves_while_a_pipeline_runs_and_it_ends_with_a_report(finished):
     messages = finished.messages("^tune finetune .* loss")
-    print(f"progress after {finished.messages('stage 1 of 3')[0][0]:.2f} s, {len(messages)} times in the training")
+    print(f"progress after {finished.messages('step 1 of 3')[0][0]:.2f} s, {len(messages)} times in the training")
     assert len({text for _, text in messages}) > 1
     expect(finished.form).to_contain_text("3 of 3 stages done")
-    expect(finished.form.get_by_role("table").filter(has_text="accuracy")).to_contain_text("1.21 k")
+    expect(finished.form.get_by_role("table").filter(has_text="accuracy").last).to_contain_text("1.21 k")
     finished.stays()
     assert "@small" in versions(finished)
 
@@ -303,7 +314,7 @@ def test_axe_finds_no_violation_in_any_tab_error_or_report(theme, troubled):
     troubled.press("Run")
     expect(troubled.form).to_contain_text("✗ Error")
     check(troubled.form)
-    for tab in ("Model", "Data and task", "Build", "Compare", "Export", "Run"):
+    for tab in ("Start", "Build", "Layers", "Compare", "Export", "Run"):
         troubled.open(tab)
         check(troubled.form)
     check(troubled.report)

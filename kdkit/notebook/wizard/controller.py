@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdkit.errors import KdError, describe_exception
@@ -73,6 +73,8 @@ class Controller:
         self.worker, self.turn, self.message = Worker(), threading.RLock(), ""
         self._running_session: Session | None = None
         self._stop_requested = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -118,26 +120,45 @@ class Controller:
         Returns:
             False if it can't be started; the reason is displayed.
         """
-        started, session, stop_requested = time.monotonic(), self.session, threading.Event()
+        session, stop_requested = self.session, threading.Event()
+        on_progress = self._watched(stop_requested, session, observe)
+        try:
+            background = BackgroundWorkspace(self.workspace, on_progress)
+            command = read(lines, background)
+        except KdError as error:
+            self.say(f"{what}: not started", error)
+            return False
+        return self._start(what, lambda: command.action.run(background), lambda: background.notes, on_done, stop_requested)
 
-        def on_progress(progress: Progress) -> None:
-            if stop_requested.is_set() and session is not None:
-                # a cancellation that came before the run began is not kept by the session
-                session.cancel()
-            if observe is not None:
-                observe(progress)
+    def compute(self, what: str, work: Callable[[Callable[[Progress], None]], Any], on_done: OnDone = lambda result, error: None) -> bool:
+        """Do some work that no line stands for in the worker's thread; the session must not change.
+
+        Args:
+            what: the name of the action.
+            work: the work; its argument receives progress, and cancels.
+            on_done: called with the result, or with the error.
+
+        Returns:
+            False if it can't be started; the reason is displayed.
+        """
+        stop_requested = threading.Event()
+        on_progress = self._watched(stop_requested, self.session, None)
+        return self._start(what, lambda: work(on_progress), list, on_done, stop_requested)
+
+    def _start(self, what: str, work: Callable[[], Any], notes: Callable[[], Sequence[str]], on_done: OnDone, stop_requested: threading.Event) -> bool:
+        """Start work in the worker's thread, and show its result when it ends."""
+        started, session = time.monotonic(), self.session
 
         def done(result: Any, error: BaseException | None) -> None:
             with self.turn:
                 message = f"{what}: {outcome_word(error)} after {time.monotonic() - started:.1f} s"
-                self._finish("; ".join([message, *background.notes]), lambda: on_done(result, error), error)
+                self._finish("; ".join([message, *notes()]), lambda: on_done(result, error), error)
 
         try:
-            background = BackgroundWorkspace(self.workspace, on_progress)
-            command = read(lines, background)
             with self.turn:
-                self.worker.start(what, lambda: command.action.run(background), done)
+                self.worker.start(what, work, done)
                 self._running_session, self._stop_requested = session, stop_requested
+                self._going.set()
                 self.say(f"{what} ...")
                 self.view.show_busy(bool(self.busy))
         except KdError as error:
@@ -145,13 +166,28 @@ class Controller:
             return False
         return True
 
+    def _watched(self, stop_requested: threading.Event, session: Session | None, observe: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+        """A progress callback that holds the run during a pause, and cancels it once that is requested."""
+
+        def on_progress(progress: Progress) -> None:
+            while not (self._going.wait(0.1) or stop_requested.is_set()):
+                pass
+            if stop_requested.is_set() and session is not None:
+                # a cancellation that came before the run began is not kept by the session
+                session.cancel()
+            if observe is not None:
+                observe(progress)
+
+        return on_progress
+
     def run_now(self, lines: str) -> Any:
         """Run a fast line in this thread and return its result.
 
         Raises:
             KdError: it can't be read, or fails.
         """
-        background = BackgroundWorkspace(self.workspace)
+        # its progress would be shown below the cell that runs, or nowhere
+        background = BackgroundWorkspace(self.workspace, lambda progress: None)
         return read(lines, background).action.run(background)
 
     def _finish(self, message: str, show: Callable[[], None], error: BaseException | None) -> None:
@@ -176,6 +212,27 @@ class Controller:
             self.say(f"{self.busy}: cancelling ...")
             self._stop_requested.set()
             self._running_session.cancel()
+            self._going.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the running action is held."""
+        return bool(self.busy) and not self._going.is_set()
+
+    def pause(self) -> None:
+        """Hold the running action at its next message, or let it go on.
+
+        Raises:
+            KdError: nothing is running.
+        """
+        if not self.busy:
+            raise KdError("nothing is running", "Run begins, Resume continues after a cancel or a failure")
+        if self._going.is_set():
+            self._going.clear()
+            self.say(f"{self.busy}: paused; Continue goes on, Cancel stops")
+        else:
+            self._going.set()
+            self.say(f"{self.busy} ...")
 
     def after_each(self, callback: Callable[[], None]) -> None:
         """Call `callback` after each action."""

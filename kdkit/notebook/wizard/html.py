@@ -19,12 +19,15 @@ STYLE = """<style>
 .kdkit-wizard .kdkit-slider .widget-slider { flex: 1 1 6em; min-width: 5em; }
 .kdkit-wizard .kdkit-unset .noUi-connect, .kdkit-wizard .kdkit-unset .noUi-handle { opacity: .55; }
 .kdkit-wizard .kdkit-cards { flex-flow: row wrap; align-items: stretch; gap: 10px 22px; overflow: visible; margin: 4px 0 10px; }
-.kdkit-wizard .kdkit-card { position: relative; flex: 0 1 21em; min-width: 14em; justify-content: space-between; padding: 8px 10px; overflow: visible;
+.kdkit-wizard .kdkit-card { position: relative; flex: 1 1 15em; min-width: 14em; max-width: 22em; justify-content: space-between; padding: 8px 10px; overflow: visible;
     border: 1px solid var(--jp-border-color1, #bdbdbd); border-radius: 4px; }
 .kdkit-wizard .kdkit-card:not(:last-child)::after { content: '→'; position: absolute; right: -18px; top: 50%; transform: translateY(-50%); }
+.kdkit-wizard .kdkit-separate > .kdkit-card { max-width: none; }
+.kdkit-wizard .kdkit-separate > .kdkit-card::after { content: none !important; }
+.kdkit-wizard .kdkit-card ol { margin: 4px 0; padding-left: 1.4em; }
 .kdkit-wizard .kdkit-card[draggable="true"] { cursor: grab; }
 .kdkit-wizard .kdkit-card.kdkit-over { outline: 2px dashed currentColor; }
-.kdkit-wizard .kdkit-add { flex: 0 0 auto; min-width: 0; justify-content: center; border-style: dashed; }
+.kdkit-wizard .kdkit-add { flex: 0 0 auto !important; min-width: 0; justify-content: center; border-style: dashed; }
 .kdkit-wizard .kdkit-card .widget-html { width: 100%; margin: 0; }
 .kdkit-wizard .kdkit-card .widget-html-content { width: 100%; min-width: 0; white-space: normal; overflow-wrap: anywhere; }
 .kdkit-wizard .kdkit-card .kdkit-figures { font-size: 12px; }
@@ -39,6 +42,7 @@ STYLE = """<style>
 .kdkit-wizard .kdkit-palette { margin: 4px 0; }
 .kdkit-wizard .kdkit-palette > .widget-hbox { align-items: baseline; flex-wrap: wrap; }
 .kdkit-wizard .kdkit-palette .jupyter-button { min-width: 16.5em; text-align: left; }
+@media (min-width: 900px) { .kdkit-wizard .kdkit-curves .widget-html-content > div { display: inline-block; vertical-align: top; margin-right: 12px !important; } }
 .kdkit-wizard summary { cursor: pointer; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 </style>"""

@@ -72,13 +72,22 @@ class StepCard:
             figures: its predicted figures, as HTML.
             edited: its options are being edited.
         """
-        group = "\n" in step
-        lines = f"<p>{self.number + 1}. {'in one loop' if group else _line(step)}</p>" + (f"<p>{'</p><p>'.join(map(_line, step.splitlines()))}</p>" if group else "")
+        lines, group = step_html(self.number, step), "\n" in step
         mark = "<p><i>being edited below</i></p>" if edited else ""
         fits = f"<p>{validity.html}</p>" if validity else ""
         write(self.text, f"{lines}{mark}{figures}{fits}")
         self.join.layout.display = "none" if self.number == 0 else None
         self.part.layout.display = None if group else "none"
+
+
+def step_html(number: int, step: str) -> str:
+    """A step as its number, its techniques and their options.
+
+    >>> step_html(0, "prune channels --ratio 0.5")
+    '<p>1. <b>prune channels</b><br><code>--ratio 0.5</code></p>'
+    """
+    lines = [_line(line) for line in step.splitlines()]
+    return f"<p>{number + 1}. {lines[0]}</p>" if len(lines) == 1 else f"<p>{number + 1}. in one loop</p>" + "".join(f"<p>{line}</p>" for line in lines)
 
 
 def _line(line: str) -> str:

@@ -56,34 +56,51 @@ def reported(wizard):
 
 @pytest.mark.slow
 def test_a_session_begins_with_what_the_notebook_holds(fresh):
-    model, data = fresh.tab("Model"), fresh.tab("Data and task")
-    assert [label for label, _ in model.form.control("model").first.options][:2] == ["net", "big"]
-    fresh.open("Data and task")
+    start = fresh.tab("Start")
+    assert [label for label, _ in start.model_form.control("model").first.options][:2] == ["net", "big"]
     assert "%kd use {net}" in code(fresh)
     for name in ("train", "eval"):
-        data.form.control(name).value = Reference("train")
-    data.form.control("measures").value = ("quality", "size")
+        start.data_form.control(name).value = Reference("train")
+    start.task_form.control("measures").value = ("quality", "size")
     assert "%kd use {net} --train {train} --eval {train} --measures quality size" in code(fresh)
-    press(fresh, data.give)
+    press(fresh, start.give)
     assert fresh.controller.session is not None
-    assert "arrays of (x, y): 32 items" in data.about.value
-    assert "classification" in data.about.value
-    assert "integer labels" in data.about.value
-    fresh.open("Model")
-    assert "Linear" in model.layers.value
+    assert "arrays of (x, y): 32 items, batches of 32, with labels" in start.about_data.value
+    assert "classification" in start.about_task.value
+    assert "integer labels" in start.about_task.value
+    assert "212 parameters" in start.about_model.value
+    fresh.open("Layers")
+    assert "Linear" in fresh.tab("Layers").layers.value
+
+
+@pytest.mark.slow
+def test_proposed_pipelines_are_cards_and_the_chosen_one_is_built(wizard):
+    start = wizard.tab("Start")
+    wizard.open("Start")
+    press(wizard, start.ask)
+    assert "done" in reported(wizard), reported(wizard)
+    texts, buttons = zip(*(each.children for each in start.proposed.children), strict=True)
+    assert [button.description for button in buttons] == ["Choose smaller", "Choose faster", "Choose least risk"]
+    assert all("risk for quality" in text.value and "→" in text.value for text in texts)
+    assert len(wizard.controller.session.versions) == 1
+    press(wizard, buttons[0])
+    assert wizard.current.title == "Build"
+    assert wizard.controller.draft.steps
+    assert all("fits" in each.text.value for each in wizard.current.cards[: len(wizard.controller.draft.steps)])
 
 
 @pytest.mark.slow
 def test_what_was_recognised_can_be_changed(wizard):
-    data = wizard.tab("Data and task")
-    wizard.open("Data and task")
-    data.form.control("seed").value = 7
-    data.form.control("calibration").value = Reference("train")
+    start = wizard.tab("Start")
+    wizard.open("Start")
+    start.toggles["data"].value = True
+    start.task_form.control("seed").value = 7
+    start.data_form.control("calibration").value = Reference("train")
     assert "%kd set --calibration {train} --seed 7" in code(wizard)
-    press(wizard, data.give)
+    press(wizard, start.give)
     assert wizard.controller.session.settings["seed"] == 7
     assert "calibration" in wizard.controller.session.objects
-    assert data.lines == "", "what was given is not given again"
+    assert start.lines == "", "what was given is not given again"
 
 
 def offers(tab):
@@ -358,6 +375,55 @@ def test_cancel_stops_within_a_second_leaves_the_session_intact_and_resume_goes_
 
 
 @pytest.mark.slow
+def test_a_pause_holds_the_run_until_it_goes_on_and_a_paused_run_can_be_cancelled(wizard, offered):
+    offered(Slow)
+    add(wizard, "prune channels")
+    add(wizard, "tune test-slow", seconds=1.0)
+    run = wizard.tab("Run")
+    wizard.open("Run")
+    run.start.click()
+    until(lambda: "waiting" in run.bar._label.value)
+    assert "✓ done" in run.steps._texts[0].value, "results come as they are made"
+    assert "@1" in run.steps._texts[0].value
+    assert "▶ running" in run.steps._texts[1].value
+    run.pause.click()
+    time.sleep(0.3)
+    held = run.bar._label.value
+    time.sleep(1.2)
+    assert run.bar._label.value == held
+    assert wizard.controller.busy
+    assert run.pause.description == "Continue"
+    run.pause.click()
+    wizard.controller.worker.wait(20)
+    assert "done" in reported(wizard)
+    assert "✓ done" in run.steps._texts[1].value
+    assert "tune test-slow" in run.log.box.value
+    run.start.click()
+    until(lambda: "waiting" in run.bar._label.value)
+    run.pause.click()
+    run.cancel.click()
+    wizard.controller.worker.wait(5)
+    assert not wizard.controller.busy
+    assert "cancelled" in reported(wizard)
+    assert "✗ stopped" in run.steps._texts[1].value
+
+
+@pytest.mark.slow
+def test_a_wizard_that_is_closed_during_a_pause_leaves_no_thread(cells, offered):
+    offered(Slow)
+    made = Wizard(notebook.workspace_of(cells.shell))
+    add(made, "tune test-slow")
+    made.open("Run")
+    made.tab("Run").start.click()
+    until(lambda: "waiting" in made.tab("Run").bar._label.value)
+    made.tab("Run").pause.click()
+    began = time.monotonic()
+    made.close()
+    assert time.monotonic() - began < 3
+    assert not made.controller.busy
+
+
+@pytest.mark.slow
 def test_a_training_that_left_a_checkpoint_goes_on_from_it(wizard, tmp_path):
     add(wizard, "tune finetune", epochs=100000.0, batch_size=8, checkpoint=str(tmp_path / "kept"))
     run = wizard.tab("Run")
@@ -582,26 +648,27 @@ def test_a_version_that_is_dropped_while_the_pipeline_begins_with_it_is_reported
     cells.give("%kd tune finetune --steps 1 --as slim;")
     cells.give("%kd tune finetune --steps 1;")
     wizard.controller.redraft(Draft(("tune finetune --steps 1",), start="@slim"))
-    wizard.open("Model")
+    wizard.open("Start")
     cells.give("%kd drop @slim;")
     wizard.refresh()
-    assert "@slim was dropped" in wizard.tab("Model").about.value
+    assert "@slim was dropped" in wizard.tab("Start").about_model.value
     wizard.controller.redraft(Draft(start="@gone"))
-    assert "no version @gone" in wizard.tab("Model").about.value
+    assert "no version @gone" in wizard.tab("Start").about_model.value
     assert repr(wizard) == "kdkit wizard: 0 steps on @gone"
 
 
 def test_the_model_is_shown_as_it_is_named_and_what_its_data_tells_once_it_is_given(bare, cells):
     cells.give("%kd use net --fresh;")
     wizard = Wizard(notebook.workspace_of(cells.shell))
-    model = wizard.tab("Model")
-    assert "@base" in model.about.value
-    before = model.layers.value
+    start, layers = wizard.tab("Start"), wizard.tab("Layers")
+    wizard.open("Layers")
+    before = layers.layers.value
     cells.give("%kd set --eval {train};")
     cells.give("%kd keep @base --as first;")
     wizard.refresh()
-    assert "@first" in model.about.value
-    assert model.layers.value != before, "with data it has MACs"
+    assert layers.layers.value != before, "with data it has MACs"
+    wizard.open("Start")
+    assert "@first" in start.about_model.value
     wizard.close()
 
 
@@ -675,8 +742,8 @@ def test_a_wizard_that_is_opened_on_a_form_builds_that_tab_alone(cells, monkeypa
     monkeypatch.setattr(cells.shell, "kernel", object(), raising=False)
     wizard = launch.open_wizard(workspace, "distill.soft").wizard
     assert [tab.title for tab in wizard.tabs if wizard.is_built(tab.title)] == ["Build"]
-    wizard.open("Model")
-    assert not wizard.is_built("Data and task")
+    wizard.open("Start")
+    assert not wizard.is_built("Layers")
     launch.close(cells.shell)
 
 
