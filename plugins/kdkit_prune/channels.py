@@ -18,18 +18,24 @@ from kdkit import Batch, Context, Forecast, KdError, Needs, Stage, Trait, param
 from kdkit.measurement import count_macs
 from kdkit.models import private_copy, select_layers
 from kdkit_prune import convolutional, importance, transformers, trial_cut
+from kdkit_prune.damage import Damage, some_items
 from kdkit_prune.gates import OBSERVED, Scores
 from kdkit_prune.groups import Excluded, Group, PruningPlanScope, cut, weights_of
+from kdkit_prune.latency import time_share
 from kdkit_prune.norm_statistics import norms_with_statistics, reestimate
 from kdkit_prune.reinitialization import reinitialize
 from kdkit_prune.selection import ratios, select, smallest
+from kdkit_prune.sensitivity import Plan, allocate
 from kdkit_prune.transformer_sizes import write_config
+
+NAMES = {"macs": "MACs", "latency": "latency", "ratio": "units"}
+"""What the options that state how much to keep, or to remove, are about."""
+
+ITEMS = 256
+"""Items on which --scope sensitivity compares outputs."""
 
 MEMORIZED = 0.05
 """A mean loss below which its gradients say little about units."""
-
-Plan = list[Tensor]
-"""For each group the units to remove, (units,) bool."""
 
 
 _latest: dict[Any, PruningPlanScope] = {}
@@ -63,7 +69,12 @@ class Channels(Stage):
         0.5, "share of units to remove; the number of remaining units is rounded up, and at least one remains", gt=0, lt=1, share="removed", search=(0.1, 0.8), main=True
     )
     macs: float | None = param(None, "instead of --ratio: the largest share of the multiply-adds to keep, such as 0.5", gt=0, lt=1, share="kept")
-    scope: Literal["layer", "global"] = param("layer", "apply the ratio to each layer, or globally, where the units of all layers compete")
+    latency: float | None = param(None, "instead of --ratio: the largest share of the time for one item to keep, in torch on this machine", gt=0, lt=1, share="kept")
+    scope: Literal["layer", "global", "sensitivity"] = param(
+        "layer",
+        "apply the ratio to each layer, or globally, where the units of all layers compete; "
+        "sensitivity: measure on calibration data what each layer's units cost, and remove most where it saves most for it",
+    )
     importance: Literal["l1", "l2", "fpgm", "lamp", "bn-scale", "first-order", "hessian", "activation", "taylor", "random"] = param(
         "l1",
         "how to score units; first-order, hessian and activation use calibration data, taylor the loss on training data; first-order keeps most accuracy",
@@ -83,14 +94,16 @@ class Channels(Stage):
 
     def required_inputs(self) -> Needs:
         """Some importances need data; the others need only an example."""
-        return self.needs | Needs(train=self.importance == "taylor", calibration=self.importance in OBSERVED)
+        return self.needs | Needs(train=self.importance == "taylor", calibration=self.importance in OBSERVED or self.scope == "sensitivity")
 
     def optional_inputs(self) -> Needs:
         """Data on which BatchNorm statistics are estimated again."""
         return Needs(calibration=self.statistics > 0)
 
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
-        """Whether taylor importance has a loss to differentiate."""
+        """Options that exclude each other, and whether taylor importance has a loss to differentiate."""
+        if self.macs is not None and self.latency is not None:
+            yield "prune channels: --macs and --latency each state how much to keep; give one of them"
         if self.importance == "taylor" and context.task.loss_from_model:
             yield f"--importance taylor needs a loss of the outputs, and {type(model).__name__} gives its losses only in training; use --importance l1"
 
@@ -100,7 +113,8 @@ class Channels(Stage):
         Widths at a ratio do not depend on the data, so l1 replaces importances that use some.
         """
         importance = "l1" if self.importance in ("taylor", *OBSERVED) else self.importance
-        stage = self.model_copy(update={"importance": importance, "statistics": 0})
+        scope = "layer" if self.scope == "sensitivity" else self.scope
+        stage = self.model_copy(update={"importance": importance, "statistics": 0, "scope": scope})
         batch, key = _two_items(model, context), (_structure(model), self.what, self.layers, self.skip)
         found = _latest.get(key)
         if found is None:
@@ -119,6 +133,7 @@ class Channels(Stage):
         return self._cut(model, batch, self._sound(model, batch, context), context)
 
     def _cut(self, model: nn.Module, batch: Batch, found: PruningPlanScope, context: Context) -> nn.Module:
+        found = PruningPlanScope(list(found.groups), list(found.left), found.sync_attributes)  # scores may leave some out, and forecasts keep what was found
         scores = self._scores(model, found, context)
         plan = self._plan(model, batch, found, scores, context)
         before = sum(weight.numel() for weight in model.parameters())
@@ -205,14 +220,17 @@ class Channels(Stage):
         return scores
 
     def _plan(self, model: nn.Module, batch: Batch, found: PruningPlanScope, scores: Sequence[Tensor], context: Context) -> Plan:
-        """The units to remove at the ratio, or at the smallest ratio that meets --macs."""
+        """The units to remove at the ratio, or at the smallest ratio that meets --macs or --latency."""
+        if self.scope == "sensitivity":
+            return self._by_sensitivity(model, batch, found, scores, context)
+        scope = self.scope
 
         def at(ratio: float) -> Plan:
-            return select(found.groups, scores, ratio, self.scope, self.round_to)
+            return select(found.groups, scores, ratio, scope, self.round_to)
 
-        candidates = ratios(found.groups, self.scope)
-        if self.macs is not None:
-            return self._to_macs(model, batch[:1], found, at, candidates, context)
+        candidates = ratios(found.groups, scope)
+        if self._target is not None:
+            return self._to_target(model, batch[:1], found, at, candidates, context)
         plan = at(self.ratio)
         if any(bool(gone.any()) for gone in plan):
             return plan
@@ -225,22 +243,57 @@ class Channels(Stage):
             _sizes(found.groups),
         )
 
-    def _to_macs(self, model: nn.Module, batch: Batch, found: PruningPlanScope, at: Callable[[float], Plan], candidates: Sequence[float], context: Context) -> Plan:
-        whole, target = count_macs(model, batch), self.macs or 1.0
+    @property
+    def _target(self) -> tuple[str, float] | None:
+        """The option that states how much to keep, and its value; None where the ratio does."""
+        given = ((name, getattr(self, name)) for name in ("macs", "latency"))
+        return next(((name, value) for name, value in given if value is not None), None)
+
+    def _cost(self, model: nn.Module, batch: Batch, found: PruningPlanScope) -> Callable[[Plan], float]:
+        """From a plan to the share of the multiply-adds, of the latency or of the units that it keeps."""
+        if self._target is None:
+            total = sum(group.units * group.width for group in found.groups)
+            return lambda plan: 1 - sum(int(gone.sum()) * group.width for group, gone in zip(found.groups, plan, strict=True)) / total
+        if self.latency is not None:
+            return lambda plan: time_share(_cut_copy(model, found, plan), model, batch[:1])
+        whole = count_macs(model, batch[:1])
+        return lambda plan: count_macs(_cut_copy(model, found, plan), batch[:1]) / whole
+
+    def _to_target(self, model: nn.Module, batch: Batch, found: PruningPlanScope, at: Callable[[float], Plan], candidates: Sequence[float], context: Context) -> Plan:
+        assert self._target is not None
+        (option, target), cost = self._target, self._cost(model, batch, found)
 
         def share(ratio: float) -> float:
-            context.progress(2, 3, f"counting at ratio {ratio:.3f}")
-            twin = private_copy(model)
-            cut(twin, found.groups, at(ratio))
-            found.sync_attributes(twin)
-            return count_macs(twin, batch) / whole
+            context.progress(2, 3, f"{NAMES[option]} at ratio {ratio:.3f}")
+            return cost(at(ratio))
 
         ratio = smallest(candidates, lambda ratio: share(ratio) <= target)
         if ratio is None:
             most = share(candidates[-1]) if candidates else 1.0
-            raise KdError(f"prune channels: --macs {target:g} can't be reached; all possible removals leave {most:.3f} of the MACs", *_reasons(found)[:3])
-        context.note(f"MACs: {share(ratio):.3f} of before, at ratio {ratio:.4f} (--macs {target:g})")
+            raise KdError(f"prune channels: --{option} {target:g} can't be reached; all possible removals leave {most:.3f} of the {NAMES[option]}", *_reasons(found)[:3])
+        context.note(f"{NAMES[option]}: {share(ratio):.3f} of before, at ratio {ratio:.4f} (--{option} {target:g})")
         return at(ratio)
+
+    def _by_sensitivity(self, model: nn.Module, batch: Batch, found: PruningPlanScope, scores: Sequence[Tensor], context: Context) -> Plan:
+        option, target = self._target or ("ratio", 1 - self.ratio)
+        cost = self._cost(model, batch, found)
+        damage = Damage(model, some_items(context.calibration(), ITEMS, model), context.task, statistics=self.statistics > 0)
+        plan = allocate(
+            found.groups,
+            scores,
+            self.round_to,
+            target,
+            cost,
+            lambda plan: damage.of(_cut_copy(model, found, plan)),
+            lambda: context.progress(2, 3, "measuring what units cost"),
+        )
+        if plan is None:
+            raise KdError(
+                f"prune channels: --scope sensitivity does not reach --{option} {getattr(self, option):g}: a layer loses at most three quarters of its units",
+                "--scope global",
+            )
+        context.note(f"{NAMES[option]}: {cost(plan):.3f} of before, by sensitivity (--{option} {getattr(self, option):g})")
+        return plan
 
     def _reestimate(self, model: nn.Module, context: Context) -> None:
         """Estimate BatchNorm statistics again: those of the whole model no longer hold, and accuracy would drop to chance."""
@@ -264,6 +317,13 @@ class Channels(Stage):
                 context.note(f"{kind}: nothing removed at this ratio from {_some(untouched)}")
         for reason in _reasons(found):
             context.note(reason)
+
+
+def _cut_copy(model: nn.Module, found: PruningPlanScope, plan: Plan) -> nn.Module:
+    twin = private_copy(model)
+    cut(twin, found.groups, plan)
+    found.sync_attributes(twin)
+    return twin
 
 
 def _nothing(model: nn.Module, found: PruningPlanScope) -> KdError:

@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from math import ceil
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdkit import Batch, Context, Forecast, KdError, Needs, Stage, Task, Trait, param
+from kdkit import Batch, Context, Forecast, KdError, Needs, Stage, Trait, param
 from kdkit.display import Table, number
 from kdkit.models import device_of, evaluating, select_layers
-from kdkit_prune.blocks import find_blocks, passing_on, remove_blocks, watch_calls
+from kdkit_prune.blocks import find_blocks, passing_on, remove_blocks, watch_calls, without_blocks
+from kdkit_prune.damage import Damage, some_items
 from kdkit_prune.depth_config import write_depth
+from kdkit_prune.latency import time_share
 from kdkit_prune.norm_statistics import norms_with_statistics, reestimate
 from kdkit_prune.reinitialization import reinitialize
-
-SEARCH_STATISTICS = 2
-"""Batches on which BatchNorm statistics are estimated again for each trial; more change the ranking little."""
+from kdkit_prune.selection import smallest
 
 
 class Layers(Stage):
@@ -40,6 +39,9 @@ class Layers(Stage):
 
     count: int | None = param(None, "how many blocks to remove; default: --ratio of them", ge=1, main=True)
     ratio: float = param(0.25, "share of the removable blocks to remove, rounded up; one of each row stays", gt=0, lt=1, share="removed", search=(0.1, 0.6), main=True)
+    latency: float | None = param(
+        None, "instead of --count: the largest share of the time of one item to keep, measured in torch on this machine", gt=0, lt=1, share="kept"
+    )
     method: Literal["greedy", "influence", "loss"] = param("greedy", "how to choose the blocks; loss uses labelled training data, the others calibration data")
     blocks: tuple[str, ...] = param((), "patterns of the blocks to remove, instead of --count and --method", names="layers")
     skip: tuple[str, ...] = param((), "patterns of the blocks to keep", names="layers")
@@ -61,13 +63,13 @@ class Layers(Stage):
     def check(self, model: nn.Module, context: Context) -> Iterable[str]:
         """Options that exclude each other, and blocks that don't exist."""
         select_layers(model, (*self.blocks, *self.skip))
-        if self.blocks and self.count is not None:
-            yield "prune layers: --blocks names the blocks to remove, so that --count has no meaning; leave out one of them"
+        if len(given := [name for name in ("blocks", "count", "latency") if getattr(self, name)]) > 1:
+            yield f"prune layers: --{' and --'.join(given)} each state how many blocks go; give one of them"
 
     def forecast(self, model: nn.Module, context: Context) -> Forecast:
         """As many blocks, the last of each row in turn, since the choice needs data."""
         found = self._removable(model, context)
-        remove_blocks(model, self._named(model, found) if self.blocks else _last_in_turn(found, self._count(found)))
+        remove_blocks(model, self._named(model, found) if self.blocks else _last_in_turn(found, self._count(model, found, context)))
         return Forecast(model)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
@@ -111,23 +113,45 @@ class Layers(Stage):
             raise KdError(f"prune layers: none of {' '.join(self.blocks)} can be removed", f"removable: {', '.join(found)}")
         return chosen
 
-    def _count(self, found: Sequence[str]) -> int:
+    def _count(self, model: nn.Module, found: Sequence[str], context: Context) -> int:
         most = len(found) - len({_row(name) for name in found})
-        wanted = ceil(len(found) * self.ratio) if self.count is None else self.count
         if not most or (self.count is not None and self.count > most):
             raise KdError(f"prune layers: {self.count or 1} of {len(found)} blocks can't be removed, because one of each row stays", f"the most is --count {most}")
-        return min(wanted, most)
+        if self.latency is not None:
+            return self._count_for_latency(model, found, most, context)
+        return min(ceil(len(found) * self.ratio) if self.count is None else self.count, most)
+
+    def _count_for_latency(self, model: nn.Module, found: Sequence[str], most: int, context: Context) -> int:
+        """The fewest blocks that meet --latency; blocks of a row take about as long as each other, so it does not matter here which of them go."""
+        item, target = context.example[:1].to(device_of(model)), self.latency or 1.0
+
+        def share(count: int) -> float:
+            context.progress(0, 1, f"timing without {count} blocks")
+            return time_share(without_blocks(model, _last_in_turn(found, count)), model, item)
+
+        count = smallest(range(1, most + 1), lambda count: share(int(count)) <= target)
+        if count is None:
+            raise KdError(
+                f"prune layers: --latency {target:g} can't be reached; without {most} blocks it is {share(most):.2f}", "prune channels makes the blocks thinner"
+            )
+        context.note(f"latency: {share(int(count)):.2f} of before for one item, in torch on this machine (--latency {target:g})")
+        return int(count)
 
     def _chosen(self, model: nn.Module, found: Sequence[str], context: Context) -> list[str]:
-        count = self._count(found)
-        data = _some_items(context.data("train").batches() if self.method == "loss" else context.calibration(), self.items, model)
+        count = self._count(model, found, context)
+        data = some_items(context.data("train").batches() if self.method == "loss" else context.calibration(), self.items, model)
         if self.method == "influence":
             scores = influence(model, found, data)
             return self._lowest(scores, count, "1 - cosine", context)
-        damage = _Damage(model, data, context.task, self.statistics > 0, labels=self.method == "loss")
+        damage = Damage(model, data, context.task, statistics=self.statistics > 0)
+
+        def without(names: list[str], measure: Callable[[nn.Module], float]) -> float:
+            with passing_on(model, names):
+                return measure(model)
+
         if self.method == "loss":
-            return self._lowest({name: damage.without([name]) for name in _ticked(found, context)}, count, "loss", context)
-        curve = greedy(found, count, damage.without, lambda done, text: context.progress(done, count, text))
+            return self._lowest({name: without([name], damage.loss_of) for name in _ticked(found, context)}, count, "loss", context)
+        curve = greedy(found, count, lambda names: without(names, damage.of), lambda done, text: context.progress(done, count, text))
         rows = [[index + 1, name, number(value)] for index, (name, value) in enumerate(curve)]
         context.attach(Table(["removed", "block", "divergence"], rows, "each round removes the block that moves the outputs least"))
         if (stop := knee([value for _, value in curve])) < count:
@@ -205,59 +229,6 @@ def knee(curve: Sequence[float]) -> int:
     last = curve[-1] or 1.0
     below = [(index + 1) / len(curve) - value / last for index, value in enumerate(curve)]
     return below.index(max(below)) + 1
-
-
-def divergence(task: Task, original: Tensor, changed: Tensor) -> float:
-    """How far outputs moved: the mean KL of the classes' distributions, in nats, or the squared distance relative to the original's variance.
-
-    Args:
-        original, changed: predictions of the task: (..., classes), or of images (batch, classes, height, width); or any numbers.
-    """
-    if task.predicts != "classes":
-        return float((changed - original).pow(2).mean() / original.var(correction=0).clamp(min=1e-12))
-    dim = 1 if original.dim() == 4 else -1
-    logs, target = changed.log_softmax(dim), original.log_softmax(dim)
-    return float((target.exp() * (target - logs)).sum(dim).mean())
-
-
-class _Damage:
-    """The damage of removing blocks, on the same data each time."""
-
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], task: Task, statistics: bool, labels: bool):
-        self.model, self.batches, self.task, self.labels = model, batches, task, labels
-        self.statistics = batches[:SEARCH_STATISTICS] if statistics and any(norms_with_statistics(model)) else ()
-        self.original = [] if labels else self._predictions()
-
-    def without(self, names: list[str]) -> float:
-        """The divergence, or the loss, without these blocks."""
-        with passing_on(self.model, names):
-            if self.statistics:
-                reestimate(self.model, self.statistics)
-            if self.labels:
-                return self._loss()
-            pairs = zip(self.original, self._predictions(), strict=True)
-            return sum(divergence(self.task, original, changed) for original, changed in pairs) / len(self.batches)
-
-    def _predictions(self) -> list[Tensor]:
-        with evaluating(self.model):
-            return [self.task.prediction(batch.call(self.model), batch).detach().float() for batch in self.batches]
-
-    def _loss(self) -> float:
-        with evaluating(self.model):
-            losses = [self.task.losses(batch.call(self.model), batch).sum() / (self.task.divisor(batch) or 1) for batch in self.batches]
-        return float(torch.stack(losses).mean())
-
-
-def _some_items(batches: Iterable[Batch], items: int, model: nn.Module) -> list[Batch]:
-    """The first batches that hold so many items, on the model's device."""
-    found: list[Batch] = []
-    for batch in batches:
-        found.append(batch.to(device_of(model)))
-        if sum(each.size for each in found) >= items:
-            break
-    if not found:
-        raise KdError("prune layers got no batch of data", "%kd set --calibration {batches}; labels are not needed")
-    return found
 
 
 def _ticked(blocks: Sequence[str], context: Context) -> Iterable[str]:

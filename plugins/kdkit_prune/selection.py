@@ -13,6 +13,9 @@ from kdkit_prune.groups import Group
 
 Scope = Literal["layer", "global"]
 
+Ladder = list[tuple[float, list[int]]]
+"""The steps in which a group shrinks, the least important first: a score, and the units that go in this step."""
+
 
 def select(groups: Sequence[Group], scores: Sequence[Tensor], ratio: float, scope: Scope, round_to: int) -> list[Tensor]:
     """For each group the units to remove, (units,) bool: the least important, at most the `ratio` of them, never all.
@@ -20,9 +23,14 @@ def select(groups: Sequence[Group], scores: Sequence[Tensor], ratio: float, scop
     With "layer" the ratio holds in every group; with "global" over all groups of a kind together, so that the unimportant
     ones lose more. What stays is rounded up to a multiple of `round_to` channels.
     """
-    ladders = [_ladder(group, score) for group, score in zip(groups, scores, strict=True)]
+    ladders = [ladder_of(group, score) for group, score in zip(groups, scores, strict=True)]
     asked = [floor(group.steps * ratio + 1e-9) for group in groups] if scope == "layer" else _global(groups, ladders, ratio, round_to)
-    return [_mask(group, [units for _, units in ladder[: removable(group, count, round_to)]]) for group, ladder, count in zip(groups, ladders, asked, strict=True)]
+    return take_first(groups, ladders, [removable(group, count, round_to) for group, count in zip(groups, asked, strict=True)])
+
+
+def take_first(groups: Sequence[Group], ladders: Sequence[Ladder], counts: Sequence[int]) -> list[Tensor]:
+    """For each group the units to remove, (units,) bool: as many of the first steps of its ladder as stated."""
+    return [_mask(group, [units for _, units in ladder[:count]]) for group, ladder, count in zip(groups, ladders, counts, strict=True)]
 
 
 def removable(group: Group, asked: int, round_to: int) -> int:
@@ -58,14 +66,14 @@ def smallest(candidates: Sequence[float], reached: Callable[[float], bool]) -> f
     return candidates[low] if low < len(candidates) else None
 
 
-def _ladder(group: Group, score: Tensor) -> list[tuple[float, list[int]]]:
+def ladder_of(group: Group, score: Tensor) -> Ladder:
     """The steps in which a group shrinks, the least important first: a unit of every bundle each, with their mean score."""
     size = group.steps
     order = score.reshape(group.bundles, size).argsort(dim=1, stable=True) + torch.arange(group.bundles)[:, None] * size
     return [(float(score[units].mean()), units.tolist()) for units in order.T]
 
 
-def _global(groups: Sequence[Group], ladders: Sequence[list[tuple[float, list[int]]]], ratio: float, round_to: int) -> list[int]:
+def _global(groups: Sequence[Group], ladders: Sequence[Ladder], ratio: float, round_to: int) -> list[int]:
     """Steps to take in each group when all groups of a kind compete; one that has shrunk as far as it may leaves its share to the others."""
     asked = [0] * len(groups)
     most = [removable(group, group.steps, round_to) for group in groups]

@@ -14,7 +14,8 @@ from kdkit.session.adoption import adopt_data
 from kdkit.stages.context import Context
 from kdkit.tasks import Classification, Regression
 from kdkit_prune.blocks import find_blocks, passing_on, remove_blocks, without_blocks
-from kdkit_prune.layers import Layers, divergence, greedy, influence, knee
+from kdkit_prune.damage import divergence
+from kdkit_prune.layers import Layers, greedy, influence, knee
 from tests.fixtures import zoo
 from tests.fixtures.data_folder import DATA, absent
 
@@ -252,7 +253,7 @@ def test_names_that_are_no_blocks_are_refused_with_the_blocks():
 
 
 def test_blocks_and_a_count_exclude_each_other():
-    with pytest.raises(KdError, match="--count has no meaning"):
+    with pytest.raises(KdError, match="--blocks and --count each state how many"):
         prune(deep(), data(), blocks=("1.0",), count=1)
 
 
