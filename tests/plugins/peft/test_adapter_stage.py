@@ -16,6 +16,7 @@ from kdkit.session.adoption import adopt_data
 from kdkit.stages.context import Context
 from kdkit.stages.validation import validate_stage
 from kdkit.tasks import infer_task
+from kdkit_peft.adalora import AdaLora
 from kdkit_peft.adapter_stage import AdapterStage
 from kdkit_peft.ia3 import Ia3
 from kdkit_peft.lora import Lora
@@ -31,9 +32,10 @@ STAGES: dict[str, tuple[type[AdapterStage], dict]] = {
     "ia3": (Ia3, {}),
     "vera": (Vera, {"rank": 16}),
     "oft": (Oft, {"block_size": 4}),
+    "adalora": (AdaLora, {"initial_rank": 4, "rank": 2}),
 }
 MODELS = ["mlp", "tiny_bert", "tiny_llama"]
-KEEPS_THE_WEIGHT = ["ia3", "vera", "oft"]
+KEEPS_THE_WEIGHT = ["ia3", "vera", "oft", "adalora"]
 
 
 def context(model: nn.Module, batch: Batch) -> Context:
@@ -57,10 +59,10 @@ def output(model: nn.Module, batch: Batch) -> torch.Tensor:
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """The model's own weights, by the names that they have without adapters."""
     found = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
-    return {name: value for name, value in found.items() if not any(part in name for part in ("lora_", "ia3_", "vera_", "oft_"))}
+    return {name: value for name, value in found.items() if not any(part in name for part in ("lora_", "ranknum", "ia3_", "vera_", "oft_"))}
 
 
-@pytest.mark.parametrize("stage", [Ia3, Vera, Oft])
+@pytest.mark.parametrize("stage", [Ia3, Vera, Oft, AdaLora])
 def test_the_stages_are_valid(stage):
     assert list(validate_stage(stage)) == []
 
@@ -121,6 +123,7 @@ def test_the_numbers_of_trained_parameters_are_those_of_the_papers():
     assert counted("ia3", "mlp", scale_inputs=("first",)) == 16 + 32
     assert counted("vera", "mlp", rank=8) == 2 * (8 + 32)
     assert counted("oft", "mlp", block_size=8) == (16 // 8 + 32 // 8) * 8 * 7 // 2
+    assert counted("adalora", "mlp", initial_rank=4) == 4 * (16 + 32 + 1) + 4 * (32 + 32 + 1)
     assert counted("pissa", "mlp", rank=4) == 4 * (16 + 32) + 4 * (32 + 32)
 
 
