@@ -31,12 +31,14 @@ class Removed:
         model: makes its model again.
         was_head: whether it was the head.
         was_replaced: whether a run took its place; otherwise it was dropped.
+        next: number of the next version of its session.
     """
 
     lineage: tuple[Version, ...]
     model: Callable[[], nn.Module]
     was_head: bool
     was_replaced: bool
+    next: int
 
     @property
     def version(self) -> Version:
@@ -62,7 +64,7 @@ class RemovedVersions:
         if version.model is None:
             return
         lineage = tuple(replace(each, model=None) for each in history.lineage(version))
-        removed = Removed(lineage, self._put_away(version.model, version.number), history.head == version.number, was_replaced)
+        removed = Removed(lineage, self._put_away(version.model, version.number), history.head == version.number, was_replaced, history.next)
         self._removed = {number: each for number, each in self._removed.items() if number != version.number} | {version.number: removed}
         for number in [each.version.number for each in self if each.was_replaced][:-REPLACED]:
             self.forget(number)
@@ -94,14 +96,18 @@ class RemovedVersions:
         return [f"it was removed: %kd restore @{word} brings it back"] if any(word in (str(each.version.number), each.version.label) for each in self) else []
 
     def restored(self, history: History, removed: Removed) -> History:
-        """The history with a removed version, and the lines of the versions that it was made from."""
+        """The history with a removed version, and the lines of the versions that it was made from.
+
+        The head stays, unless the version was the head when it was dropped and no version was made since.
+        """
         version, model = removed.version, removed.model()
         parent = history.versions.get(-1 if version.parent is None else version.parent)
         if parent is not None and parent.model is not None:
             share_unchanged(model, parent.model, version.renamed)
         lines = [each for each in removed.lineage[:-1] if each.number not in history.versions]
         found = replace(history.versions.get(version.number, version), model=model)
-        return history.restored([*lines, found], version.number if removed.was_head else None)
+        is_head = removed.was_head and not removed.was_replaced and history.next == removed.next
+        return history.restored([*lines, found], version.number if is_head else None)
 
     def _put_away(self, model: nn.Module, number: int) -> Callable[[], nn.Module]:
         """Write a model's weights to a file; what has no plain weights stays in memory."""

@@ -57,6 +57,8 @@ class VersionMoves(SessionState):
     def restore(self, version: Any = None) -> Version:
         """Bring back a version that was dropped, or that a run replaced.
 
+        The head stays, unless the version was the head when it was dropped and no version was made since.
+
         Args:
             version: "@label" or "@number" that it had; default: the last one removed.
 

@@ -13,9 +13,8 @@ from kdkit.backends.tracing import exportable
 from kdkit.errors import KdError
 from kdkit.session.session import Session
 from kdkit.tasks import Detection
-from tests.fixtures.outputs import seeded
+from tests.fixtures.detectors import SIDE, detr, pictures, yolos
 
-SIDE = 64
 STEPS = "--steps 2 --batch-size 2 --learning-rate 1e-4"
 
 
@@ -26,10 +25,6 @@ def targets(scale: float) -> list[dict[str, Tensor]]:
     for mask, (left, top, right, bottom) in zip(masks, (boxes / scale * SIDE).int().tolist(), strict=True):
         mask[top:bottom, left:right] = 1
     return [{"boxes": boxes[:number], "labels": torch.arange(1, number + 1), "masks": masks[:number]} for number in (1, 2, 0, 1)]
-
-
-def pictures() -> list[Tensor]:
-    return list(torch.rand(4, 3, SIDE, SIDE, generator=seeded(0)))
 
 
 class ListDetector(nn.Module):
@@ -96,27 +91,6 @@ def _torchvision(kind: str, anchor_generator: bool = False, **parts: nn.Module) 
     return getattr(torchvision.models.detection, kind)(
         body, num_classes=3, min_size=SIDE, max_size=SIDE, **{"anchor_generator" if anchor_generator else "rpn_anchor_generator": generator}, **more, **parts
     )
-
-
-def detr() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    backbone = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"])
-    return transformers.DetrForObjectDetection(
-        transformers.DetrConfig(
-            use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, num_queries=6, d_model=16, encoder_layers=1,
-            decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_labels=3,
-        )
-    )  # fmt: skip
-
-
-def yolos() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    return transformers.YolosForObjectDetection(
-        transformers.YolosConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=[SIDE, SIDE], patch_size=16, num_detection_tokens=5,
-            use_mid_position_embeddings=False, num_labels=3,
-        )
-    )  # fmt: skip
 
 
 LISTED: dict[str, Callable[[], nn.Module]] = {

@@ -65,6 +65,30 @@ def test_a_label_that_another_version_has_by_now_stays_there(session):
     assert session["@one"].number == 2
 
 
+def test_a_dropped_head_that_comes_back_at_once_is_the_head_again(session):
+    session.run("tune test-noise", label="one")
+    session.drop("@one")
+    assert session.head.name == "@base"
+    session.restore("@one")
+    assert session.head.name == "@one"
+
+
+def test_what_comes_back_after_other_versions_were_made_leaves_the_head(session):
+    session.run("tune test-noise", label="one")
+    session.drop("@one")
+    session.run("tune test-noise", label="two")
+    session.restore("@one")
+    assert session.head.name == "@two"
+
+
+def test_a_replaced_version_that_comes_back_leaves_the_head(session):
+    session.run("tune test-noise", label="one")
+    session.run("tune test-noise", label="one")
+    session.restore()
+    assert session.head.name == "@one"
+    assert session.head.number == 2
+
+
 @pytest.mark.slow
 def test_the_memory_of_a_dropped_version_is_free_and_shared_again_when_it_is_back(session):
     model = weakref.ref(session.run("tune test-noise", label="one").model)

@@ -70,7 +70,10 @@ class Drop(Verb):
 
 
 class Restore(Verb):
-    """Bring back a version that was dropped, or that a line replaced when it ran again."""
+    """Bring back a version that was dropped, or that a line replaced when it ran again.
+
+    The head stays, unless the version was the head when it was dropped and no version was made since.
+    """
 
     positional: ClassVar = ("version",)
     example_line: ClassVar = "%kd restore @2"

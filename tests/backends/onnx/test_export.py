@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import KdError
+from kdkit import KdError, Session
 from kdkit.backends.onnx.export import to_onnx
 from kdkit.data import Batch
-from tests.fixtures import zoo
+from tests.fixtures import detectors, zoo
 from tests.fixtures.onnx_models import assert_same
 
 pytestmark = pytest.mark.slow
@@ -251,3 +251,47 @@ def test_half_precision_is_exported_in_float():
     onnx = to_onnx(model, zoo.batch("mlp"))
     assert onnx(*zoo.batch("mlp").args).dtype == torch.float32
     assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def vit():
+    transformers = pytest.importorskip("transformers")
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=detectors.SIDE, patch_size=16, num_labels=3)
+    )
+
+
+class Heads(nn.Module):
+    """A detector that returns a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes, self.places = nn.Conv2d(3, 2, 16, 16), nn.Conv2d(3, 4, 16, 16)
+
+    def forward(self, pixel_values):
+        return {"logits": self.classes(pixel_values), "boxes": self.places(pixel_values).sigmoid()}
+
+
+NAMED = {
+    "a dictionary": (Heads, ["logits", "boxes"]),
+    "ViT": (vit, ["logits"]),
+    "DETR": (detectors.detr, ["logits", "pred_boxes", "last_hidden_state", "encoder_last_hidden_state"]),
+    "YOLOS": (detectors.yolos, ["logits", "pred_boxes", "last_hidden_state"]),
+}
+"""Model -> (what makes it, the names of its outputs)."""
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_models_of_pictures_keep_the_names_of_their_outputs_at_any_batch_size(name, tmp_path):
+    import onnx
+
+    make, names = NAMED[name]
+    model, images = make().eval(), torch.stack(detectors.pictures())
+    exported = to_onnx(model, Batch((), {"pixel_values": images[:2]}))
+    for some in (images, images[:1]):
+        expected, found = model(pixel_values=some), exported(pixel_values=some)
+        assert type(found) is type(expected)
+        assert list(found) == names
+        assert_same(found, expected)
+    path = Session(model, example=Batch((), {"pixel_values": images[:2]}), measures=()).export(tmp_path / "net.onnx")
+    graph = onnx.load(path).graph
+    assert ([each.name for each in graph.input], [each.name for each in graph.output]) == (["pixel_values"], names)
