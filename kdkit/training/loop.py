@@ -23,6 +23,7 @@ from kdkit.guards.random_state import seed_all
 from kdkit.training.accelerator import autocast_for
 from kdkit.training.epochs import Epochs
 from kdkit.training.gradient_balance import GradientBalance, TermValue, gradient_norms
+from kdkit.training.gradient_compression import GradientCompression
 from kdkit.training.learning_rate import rate
 from kdkit.training.loop_stage import LoopStage
 from kdkit.training.loss_history import LossHistory
@@ -77,6 +78,9 @@ class Loop:
         validate_precision(self.options, self.model, self.weights)
         self.extra_weights = extra_weights(self.parts)
         self.prepared, stepper = self.accelerator.prepare(self.model, self.optimizer)
+        self.compression = GradientCompression(self.options.compress, self.rank) if self.ranks > 1 and self.options.compress != "none" else None
+        if self.compression is not None:
+            self.compression.attach(self.prepared)
         # accelerate's optimizer adds only the scaler, and looks for a package on disk at each step
         self.stepper = stepper if self.scaler is not None else self.optimizer
 
@@ -259,7 +263,8 @@ class Loop:
         broken = [name for name, weight in self.model.named_parameters() if weight.requires_grad and not torch.isfinite(weight).all()]
         if broken:
             raise KdError(f"after {self.state.step} steps the weights of {broken[0]} are not finite", *overflow_hints(self.model.parameters()), *_remedies(self.options))
-        for note in (self.epochs.note(), *self.choice.notes()):
+        sent = self.compression.note() if self.compression is not None else ""
+        for note in (self.epochs.note(), *self.choice.notes(), sent):
             if note:
                 self.context.note(note)
         if summary := self.history.summary():

@@ -24,6 +24,7 @@ class LoopOptions(Settings):
     accumulate: int = param(1, "batches per optimizer step; their gradients are accumulated", ge=1, advanced=True)
     clip: float | None = param(None, "maximum norm of the gradient; larger ones are scaled down", gt=0, advanced=True)
     precision: Literal["fp32", "bf16", "fp16"] = param("fp32", "of the computation; weights keep their dtype", advanced=True)
+    compress: Literal["none", "fp16", "int8", "powersgd"] = param("none", "how several processes send each other gradients: in fewer bytes", advanced=True)
     validation: str | None = param(None, "data for choosing the best epoch and for early stopping; never the test data", names="data", advanced=True)
     patience: int | None = param(None, "stop after this many epochs without a better validation figure", ge=1, advanced=True)
     keep: Literal["last", "best"] = param("last", "the epoch whose weights are kept; best needs --validation", advanced=True)
@@ -35,3 +36,5 @@ class LoopOptions(Settings):
         for name, used in (("keep", self.keep == "best"), ("patience", self.patience is not None)):
             if used and self.validation is None:
                 yield f"--{name} {getattr(self, name)} needs validation data: --validation {{held_out_loader}}"
+        if self.resume and self.compress in ("int8", "powersgd"):
+            yield f"--resume can't continue --compress {self.compress}: checkpoints don't hold what compression left out; use --compress fp16, or train again"
