@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from kdkit.data.tensors import as_tensor, is_text
@@ -75,12 +75,25 @@ class Batch:
         return Batch(each(self.args), {key: each(item) for key, item in self.kwargs.items()}, each(self.labels), each(self.numbers), self.fields)
 
     def call(self, model: Callable) -> Any:
-        """What `model` gives for it."""
-        return model(*self.args, **self.kwargs)
+        """What `model` gives for it; a model in half precision receives floating inputs in its precision.
+
+        >>> Batch((torch.zeros(1, 3),)).call(nn.Linear(3, 2).bfloat16()).dtype
+        torch.bfloat16
+        """
+        half = _half_precision(model)
+        given = self if half is None else Batch(self.args, self.kwargs)._map(lambda tensor: tensor.to(half) if tensor.is_floating_point() else tensor)
+        return model(*given.args, **given.kwargs)
 
     def __str__(self) -> str:
         inputs = [_shape(item) for item in self.args] + [f"{key} {_shape(item)}" for key, item in self.kwargs.items()]
         return ", ".join(inputs) + (f"; labels {_shape(self.labels)}" if self.labels is not None else "; no labels")
+
+
+def _half_precision(model: Any) -> torch.dtype | None:
+    """The dtype of a model's first floating weight, if that is float16 or bfloat16."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 def _chosen_fields(fields: Mapping[str, Sequence[str]], items: slice | Tensor) -> dict[str, Sequence[str]]:

@@ -17,12 +17,13 @@ def kdkit_stages():
     from kdkit_quantize.encoding.entropy import Entropy
     from kdkit_quantize.encoding.share import Share
     from kdkit_quantize.equalize import Equalize
+    from kdkit_quantize.half import Half
     from kdkit_quantize.qat import Qat
     from kdkit_quantize.static import Static
     from kdkit_quantize.ternary import Ternary
     from kdkit_quantize.weights import Weights
 
-    return [Dynamic, Static, Equalize, Qat, Weights, Binary, Ternary, Share, Entropy]
+    return [Dynamic, Static, Equalize, Qat, Weights, Binary, Ternary, Half, Share, Entropy]
 
 
 @hookimpl
