@@ -89,7 +89,7 @@ def layers_not_finite(model: nn.Module, batch: Batch) -> list[str]:
 
 def _floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The floating tensors that `model.to` converts."""
-    yield from ((name, tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_floating_point())
+    yield from ((name, tensor.detach()) for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_floating_point())
 
 
 def _vanishing(model: nn.Module, dtype: torch.dtype) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
-from kdkit import Needs, Stage, Trait, param
-from kdkit.models import Storage
+from torch import nn
+
+from kdkit import Context, Needs, Stage, Trait, param
+from kdkit.models import Storage, select_layers
 
 
 class Entropy(Stage):
@@ -21,12 +24,18 @@ class Entropy(Stage):
     adds: ClassVar = frozenset({Trait.ENCODED})
     forbids: ClassVar = frozenset({Trait.ONNX})
     keeps_values: ClassVar = True
+    may_change_nothing: ClassVar = True
 
     code: Literal["huffman", "ans", "zlib", "lzma"] = param("huffman", "how values are coded; ans needs the package constriction", search=("huffman", "ans"), main=True)
     layers: tuple[str, ...] = param(("*",), "layers to encode", names="layers")
 
     def required_inputs(self) -> Needs:
         return Needs(packages=("constriction",)) if self.code == "ans" else Needs()
+
+    def check(self, model: nn.Module, context: Context) -> Iterable[str]:
+        """Patterns that select nothing."""
+        select_layers(model, self.layers)
+        return ()
 
     def storage(self) -> Storage:
         return Storage("entropy", layers=self.layers, options={"code": self.code})
