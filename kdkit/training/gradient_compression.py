@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 Compression = Literal["none", "fp16", "int8", "powersgd"]
 RANK, PLAIN_STEPS = 4, 10
@@ -34,8 +36,6 @@ class GradientCompression:
     def attach(self, model: nn.Module) -> None:
         """Compress from now on what `model`, a DistributedDataParallel, sends in its backward pass."""
         if self.kind == "powersgd":
-            from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
-
             self._state = PowerSGDState(None, matrix_approximation_rank=RANK, start_powerSGD_iter=PLAIN_STEPS)
         hook = {"fp16": self._as_halves, "int8": self._as_integers, "powersgd": self._as_products}[self.kind]
         register: Any = model.register_comm_hook
@@ -52,14 +52,10 @@ class GradientCompression:
         self.sent_bytes += sent
 
     def _as_halves(self, bucket: Any) -> Any:
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
         self._count(bucket.buffer().nbytes, 2 * bucket.buffer().numel())
         return fp16_compress_hook(None, bucket)  # type: ignore[arg-type]
 
     def _as_products(self, bucket: Any) -> Any:
-        from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import powerSGD_hook
-
         plain, begun, before = bucket.buffer().nbytes, self._state.iter >= PLAIN_STEPS, self._state.total_numel_after_compression
         future = powerSGD_hook(self._state, bucket)
         numbers = self._state.total_numel_after_compression - before if begun else bucket.buffer().numel()
@@ -67,13 +63,11 @@ class GradientCompression:
         return future
 
     def _as_integers(self, bucket: Any) -> Any:
-        import torch.distributed as dist
-
         gradients = bucket.gradients()
         codes, scales = zip(*(self._quantized(weight, gradient) for weight, gradient in zip(bucket.parameters(), gradients, strict=True)), strict=True)
         payload = torch.cat([torch.stack(scales).view(torch.uint8), *(code.flatten().view(torch.uint8) for code in codes)])
         self._count(bucket.buffer().nbytes, payload.nbytes)
-        received = [torch.empty_like(payload) for _ in range(dist.get_world_size())]
+        received = [torch.empty_like(payload) for _ in range(distributed.get_world_size())]
 
         def decode(_: Any) -> Tensor:
             shares = [_dequantized(each, gradients) for each in received]
@@ -81,7 +75,7 @@ class GradientCompression:
                 gradient.copy_(torch.stack([share[number] for share in shares]).mean(0).reshape(gradient.shape))
             return bucket.buffer()
 
-        return dist.all_gather(received, payload, async_op=True).get_future().then(decode)
+        return distributed.all_gather(received, payload, async_op=True).get_future().then(decode)
 
     def _quantized(self, weight: nn.Parameter, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """(int8 codes, float32 scale) of a gradient with what was left out before; what is left out now is kept."""
