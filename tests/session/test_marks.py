@@ -137,3 +137,18 @@ def test_the_times_of_a_step_include_those_of_its_bridges():
     assert bridge.inserted
     assert made.export_seconds == bridge.export_seconds > 0
     assert made.seconds > bridge.seconds
+
+
+def test_a_pair_has_one_ratio_in_the_report_in_tables_and_in_data(monkeypatch):
+    monkeypatch.delenv("KDKIT_STABLE", raising=False)
+    session = Session(zoo.cnn(), example=zoo.batch("cnn"), measures=("size", "latency"))
+    session.run("prune channels --ratio 0.5", label="slim")
+    session.run("tune finetune --steps 1 --data example", label="small")
+    base, slim, small = session.versions[0], session["@slim"], session["@small"]
+    for one, other in ((base, slim), (slim, small), (base, small)):
+        change = small.changes[one.name] if other is small else slim.changes[one.name]
+        ratio = change.after["latency"].value / change.before["latency"].value
+        rows = session.compare(one, other).records()
+        assert rows[1]["latency"] / rows[0]["latency"] == pytest.approx(ratio)
+        assert other.report["latency"].ratio / one.report["latency"].ratio == pytest.approx(ratio)
+        assert session.compare(one, other).table.rows[1][-1].beside == f"x{ratio:.3g}"
