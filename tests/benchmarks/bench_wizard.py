@@ -1,7 +1,7 @@
 """What the wizard costs: how soon its form is there, how soon a click is answered, and what showing a training costs it.
 
 Goals: the form shown <= 0.5 s after the call, the models loaded; first progress <= 1.5 s after a click on Run; live updates <= 2 % of
-training time; Compare with 200 versions redrawn <= 0.5 s.
+training time; Results with 200 versions redrawn <= 0.5 s.
 
 A kernel of its own does the work, as in JupyterLab; here stand the other end of its messages and the clock: from the request to the last
 message about a widget. What a browser does with them is not in it. Beside the time stands the kernel's CPU time, which other processes
@@ -218,7 +218,7 @@ def main() -> None:
         rows.append(["a step that is shown to one that is not, CPU time, quartiles", "1.02", reported, "", "", "", len(ratios)])
         rows.append(["the share of its CPU time in which its thread shows it", "0.02", f"{share:.4f}", "", "", "", 1])
         there.run("for _ in range(199): made = get_ipython().run_line_magic('kd', 'tune finetune --steps 1 --quiet')", 600)
-        rows.append(row("Compare with 200 versions, opened", "0.5 s", again(there, 'w.open("Compare")', rounds, "w = %kd wizard")))
+        rows.append(row("Results with 200 versions, opened", "0.5 s", again(there, 'w.open("Results")', rounds, "w = %kd wizard")))
         redraw = 'w.set("cost", "size")'
         rows.append(row("its frontier, drawn for another cost", "0.5 s", again(there, redraw, rounds, 'w.set("cost", "parameters")')))
     facts = {"load at begin and end": f"{began:.1f} {os.getloadavg()[0]:.1f}"}

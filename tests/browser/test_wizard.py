@@ -15,6 +15,7 @@ pytest.importorskip("axe_playwright_python", reason="playwright or axe-playwrigh
 
 from playwright.sync_api import expect
 
+from kdkit.notebook.verb import verbs
 from tests.browser.axe import check
 from tests.browser.walker import Walker
 
@@ -260,17 +261,21 @@ def test_a_training_is_cancelled_at_once_and_the_session_is_unchanged(finished):
 
 
 def test_every_point_of_the_frontier_is_reached_by_keyboard_and_labelled(finished):
-    finished.open("Compare")
+    finished.open("Results")
     expect(finished.lines).to_have_text("%kd pareto")
     for name in ("@base", "@1", "@2", "@3", "@small"):
         point = finished.to("listitem", re.compile(f"^{name}: size .* kB, accuracy 0.*, (on the frontier|behind @)"))
         expect(point).to_be_focused()
+    finished.keys.press("Enter")
+    expect(finished.form.get_by_role("combobox", name="version", exact=True).first.locator("option:checked")).to_have_text("@small")
 
 
 def test_a_version_is_saved_and_exported_to_the_path_of_the_line(finished, lab):
     finished.open("Export")
     for word, path in (("save", "kept"), ("export", "small.onnx")):
         finished.choose("as", word)
+        # the form of the verb before goes last
+        expect(finished.form.get_by_text(verbs()[word].model_fields["path"].description, exact=True)).to_be_visible()
         finished.write("textbox", "path", path)
         expect(finished.lines).to_have_text(f"%kd {word} {path}")
         finished.press("Write")
@@ -314,7 +319,7 @@ def test_axe_finds_no_violation_in_any_tab_error_or_report(theme, troubled):
     troubled.press("Run")
     expect(troubled.form).to_contain_text("✗ Error")
     check(troubled.form)
-    for tab in ("Start", "Build", "Layers", "Compare", "Export", "Run"):
+    for tab in ("Start", "Build", "Layers", "Results", "Export", "Run"):
         troubled.open(tab)
         check(troubled.form)
     check(troubled.report)
@@ -323,14 +328,14 @@ def test_axe_finds_no_violation_in_any_tab_error_or_report(theme, troubled):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_no_violation_in_any_chart(theme, finished):
     finished.notebook.theme(theme)
-    finished.open("Compare")
+    finished.open("Results")
     for picture in PICTURES:
         finished.choose("chart", picture)
         if picture in ("layers", "weights", "sensitivity", "confusion"):
             finished.choose({"weights": "after"}.get(picture, "version"), "@2")
         finished.press("Draw")
         expect(finished.status).to_have_text(re.compile(f"^{picture}: done"))
-        check(finished.form.locator(".widget-tab-contents .widget-html-content:visible").last)
+        check(finished.form.locator(".kdkit-results:visible"))
     finished.open("Run")
 
 

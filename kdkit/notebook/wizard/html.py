@@ -43,6 +43,7 @@ STYLE = """<style>
 .kdkit-wizard .kdkit-palette > .widget-hbox { align-items: baseline; flex-wrap: wrap; }
 .kdkit-wizard .kdkit-palette .jupyter-button { min-width: 16.5em; text-align: left; }
 @media (min-width: 900px) { .kdkit-wizard .kdkit-curves .widget-html-content > div { display: inline-block; vertical-align: top; margin-right: 12px !important; } }
+.kdkit-wizard .kdkit-results [role=listitem] { cursor: pointer; }
 .kdkit-wizard summary { cursor: pointer; }
 .kdkit-wizard :focus-visible { outline: 2px solid currentColor; outline-offset: 1px; }
 </style>"""
@@ -66,6 +67,14 @@ SCRIPT = """<style onload="
         area.watched.observe(area, { childList: true, subtree: true });
         const over = event => cards().indexOf(event.target.closest?.('.kdkit-card'));
         const mark = at => cards().forEach((card, index) => card.classList.toggle('kdkit-over', index === at && at !== from));
+        const choose = event => {
+            const point = event.target.closest?.('.kdkit-results [role=listitem]'), list = area.querySelector('.kdkit-chosen select');
+            if (!point || !list || (event.type === 'keydown' && event.key !== 'Enter')) return;
+            const at = [...list.options].findIndex(option => point.getAttribute('aria-label').startsWith(option.text + ':'));
+            if (at >= 0) { list.selectedIndex = at; list.dispatchEvent(new Event('change', { bubbles: true })); }
+        };
+        area.addEventListener('click', choose);
+        area.addEventListener('keydown', choose);
         area.addEventListener('dragstart', event => { from = over(event); event.dataTransfer?.setData('text/plain', ''); });
         area.addEventListener('dragover', event => { if (from !== null && from >= 0 && over(event) >= 0) { event.preventDefault(); mark(over(event)); } });
         area.addEventListener('dragend', () => { from = null; mark(-1); });
@@ -82,8 +91,9 @@ SCRIPT = """<style onload="
     }
     if (area) update();
 "></style>"""
-"""What ipywidgets does not do: name the handles of sliders for screen readers, by the field beside each, and move cards by drag, which
-presses their buttons. A constant: no name is ever written into it. Where scripts don't run, the fields and the buttons do the same."""
+"""What ipywidgets does not do: name the handles of sliders for screen readers, by the field beside each, move cards by drag, which presses
+their buttons, and choose the version of a point in its list. A constant: no name is ever written into it. Where scripts don't run, fields, buttons
+and lists do the same."""
 
 KEYS = (
     "Keys: Tab and Shift-Tab move the focus, Space and Enter press a button; Space opens a list, arrow keys select. "

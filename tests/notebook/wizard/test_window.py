@@ -250,8 +250,8 @@ def test_the_focus_goes_along_with_a_step_and_is_never_left_on_what_is_gone(wiza
 @pytest.mark.slow
 def test_the_message_of_one_tab_is_gone_in_the_next(wizard):
     wizard.controller.session.run("tune finetune --steps 1")
-    wizard.open("Compare")
-    tab = wizard.tab("Compare")
+    wizard.open("Results")
+    tab = wizard.tab("Results")
     tab.choice.value = "layers"
     tab.form.control("layers").value = ("nowhere",)
     press(wizard, tab.go)
@@ -575,8 +575,8 @@ def test_a_button_waits_until_what_is_done_is_shown(wizard, monkeypatch):
 @pytest.mark.parametrize("picture", ["compare", "pareto", "layers", "weights", "agreement", "confusion", "sensitivity"])
 def test_every_picture_is_drawn_by_its_verb(wizard, picture):
     wizard.controller.session.run("tune finetune --steps 1")
-    tab = wizard.tab("Compare")
-    wizard.open("Compare")
+    tab = wizard.tab("Results")
+    wizard.open("Results")
     tab.choice.value = picture
     press(wizard, tab.go)
     assert f"%kd {picture}" in code(wizard)
@@ -587,12 +587,24 @@ def test_every_picture_is_drawn_by_its_verb(wizard, picture):
 @pytest.mark.slow
 def test_the_frontier_is_drawn_without_being_asked_for_and_follows_the_form(wizard):
     wizard.controller.session.run("tune finetune --steps 1")
-    tab = wizard.tab("Compare")
-    wizard.open("Compare")
+    tab = wizard.tab("Results")
+    wizard.open("Results")
     assert "against size" in tab.result.value
     assert "@1" in tab.table.value
     tab.form.control("cost").value = "parameters"
     assert "against parameters" in tab.result.value
+    assert tab.version.options == ("@base", "@1")
+    assert "tune finetune" in tab.about_version.value
+    tab.version.value = "@base"
+    assert "use Sequential" in tab.about_version.value
+    press(wizard, tab.ship)
+    assert wizard.current.title == "Export"
+    assert wizard.current.lines.startswith("%kd export")
+    assert "--version @base" in wizard.current.lines
+    wizard.open("Results")
+    press(wizard, tab.begin)
+    assert wizard.controller.draft == Draft(start="@base")
+    wizard.open("Results")
     tab.form.control("cost").value = "parametres"
     assert "did you mean parameters" in tab.result.value
 
@@ -706,9 +718,9 @@ def test_closing_leaves_no_widget_thread_or_observer_behind(cells, offered):
     add(made, "tune test-slow")
     made.tab("Build").cards[1].remove.click()
     add(made, "tune test-slow")
-    made.open("Compare")
-    for word in made.tab("Compare").choice.options:
-        made.tab("Compare").choice.value = word
+    made.open("Results")
+    for word in made.tab("Results").choice.options:
+        made.tab("Results").choice.value = word
     made.open("Run")
     made.tab("Run").start.click()
     until(lambda: "waiting" in made.tab("Run").bar._label.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from kdkit.display.page import Source
 from kdkit.notebook.wizard.html import code
@@ -13,6 +13,7 @@ class ExportTab(VerbForms):
     """The ways to write a version."""
 
     title = "Export"
+    group: ClassVar = "Export"
     press, noun = "Write", "as"
 
     def show(self, word: str, made: Any) -> None:

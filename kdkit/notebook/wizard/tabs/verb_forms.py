@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 import ipywidgets as widgets
 
@@ -23,12 +23,13 @@ QUICK_S = 0.3
 
 
 class VerbForms(Tab):
-    """The verbs whose `tab` is this tab; a new verb gets its form automatically."""
+    """The verbs whose `tab` is this group; a new verb gets its form automatically."""
 
+    group: ClassVar[str]
     press, noun = "Run", "verb"
 
     def build(self) -> None:
-        self.verbs = {word: verb for word, verb in verbs().items() if verb.tab == self.title}
+        self.verbs = {word: verb for word, verb in verbs().items() if verb.tab == self.group}
         self.choice = widgets.Dropdown(description=self.noun, options=list(self.verbs), style={"description_width": "13em"}, layout={"width": "30em"})
         self.about, self.place, self.result = widgets.HTML(), widgets.VBox(), widgets.HTML()
         self.forms: dict[str, Form] = {}
@@ -37,13 +38,10 @@ class VerbForms(Tab):
         self.cancel = self.button("Stop", "stop within a second", self.controller.cancel)
         self.bar, self.clock = Bar(place=None), Clock()
         self.bar.box.layout.display = "none"
+        self.buttons = widgets.HBox([self.go, self.cancel])
         self.choice.observe(self._chosen, "value")
-        self.box.children = [*self.above(), self.choice, self.about, self.place, widgets.HBox([self.go, self.cancel]), self.bar.box, self.result]
+        self.box.children = [self.choice, self.about, self.place, self.buttons, self.bar.box, self.result]
         self._chosen()
-
-    def above(self) -> Sequence[Any]:
-        """Widgets above the list of verbs."""
-        return ()
 
     @property
     def form(self) -> Form:
