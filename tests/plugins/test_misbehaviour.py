@@ -354,6 +354,32 @@ def test_a_measure_changes_neither_models_nor_data(added, session):
     assert state(session)[0][:2] == before[0][:2]
 
 
+def test_a_measure_reads_outputs_that_were_kept_and_can_not_change_them(added, session):
+    calls = []
+
+    def spoils(subject):
+        with subject.answering() as call:
+            for batch in subject.data.batches():
+                output = call(batch)
+                calls.append(output.abs().sum().item())
+                output.zero_()
+        return 3
+
+    added("kdkit_measures", lambda: [Measure("watts", "W", "lower", spoils)], "mine")
+    session.set(measures=("quality", "watts", "agreement")).evaluate()
+    ran = []
+    handle = session.head.model.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    try:
+        report = session.evaluate()
+    finally:
+        handle.remove()
+    assert report["watts"].value == 3
+    assert calls[0] > 0
+    assert report["agreement"].value == 1
+    assert calls[1] == calls[0]
+    assert ran == []
+
+
 def test_an_event_hook_and_a_tracker_receive_a_copy_of_the_model(added, session):
     seen = []
 
