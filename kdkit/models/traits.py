@@ -109,7 +109,8 @@ def uncertain_after(adds: Iterable[str], before: Iterable[str]) -> frozenset[str
     """The traits of which a stage's declaration does not decide whether its result has them.
 
     A stage that packs weights may skip some layers, depending on its options and the model: the traits of float weights that the model
-    had before then stay or go. An export to onnxruntime keeps packed weights for which it has an operator. A trait that the model lacked, or
+    had before then stay or go. An export to onnxruntime keeps packed weights for which it has an operator, and a merge of adapters those
+    that have no adapter. A trait that the model lacked, or
     that the stage adds, is certain.
 
     >>> sorted(uncertain_after({Trait.PACKED_WEIGHTS}, {Trait.FLOAT_WEIGHTS})), sorted(uncertain_after({Trait.PACKED_WEIGHTS}, ()))
@@ -118,7 +119,7 @@ def uncertain_after(adds: Iterable[str], before: Iterable[str]) -> frozenset[str
     [<Trait.PACKED_WEIGHTS: 'packed_weights'>]
     """
     added = frozenset(adds)
-    if Trait.ONNX in added:
+    if Trait.ONNX in added or (Trait.FREE_STRUCTURE in added and Trait.ADAPTERS_ATTACHED in before):
         return frozenset({Trait.PACKED_WEIGHTS}) & frozenset(before)
     return frozenset({Trait.FLOAT_WEIGHTS, Trait.FREE_STRUCTURE, Trait.TRAINABLE}) & frozenset(before) - added if Trait.PACKED_WEIGHTS in added else frozenset()
 

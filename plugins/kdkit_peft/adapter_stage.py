@@ -42,6 +42,10 @@ class AdapterStage(TrainStage):
         """The classes of layers that can have such an adapter."""
         return adaptable_kinds()
 
+    def adapts_packed(self) -> bool:
+        """Whether the adapter is added to the weight and leaves it as it is, so that packed weights can have it."""
+        return False
+
     def obstacle(self, layer: nn.Module) -> str:
         """Why a layer of `kinds` that the model calls can't be adapted; empty if it can, as far as is known without peft."""
         return convolution_obstacle(layer) if isinstance(layer, CONVOLUTIONS) else ""

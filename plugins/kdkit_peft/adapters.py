@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdkit.guards import random_state_kept
@@ -32,7 +34,7 @@ def attach_adapters(model: nn.Module, targets: Mapping[str, nn.Module], make_con
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     config = make_config("|".join(map(re.escape, targets)))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _with_a_parameter(model):
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft detects transposed layers itself
         if config.peft_type in SHARING:
             get_peft_model(model, config).get_base_model()
@@ -43,6 +45,20 @@ def attach_adapters(model: nn.Module, targets: Mapping[str, nn.Module], make_con
         adapted: Any = model.get_submodule(name)
         _follow_geometry(adapted)
         adapted.train(layer.training)
+
+
+@contextlib.contextmanager
+def _with_a_parameter(model: nn.Module) -> Iterator[None]:
+    """Give a model without parameters, whose weights are all packed, one for the while: peft asks the first one for its device."""
+    if any(True for _ in model.parameters()):
+        yield
+        return
+    device = next((buffer.device for buffer in model.buffers()), torch.device("cpu"))
+    model.register_parameter("kdkit_device", nn.Parameter(torch.zeros(0, device=device)))
+    try:
+        yield
+    finally:
+        del model._parameters["kdkit_device"]
 
 
 def refusal(model: nn.Module, name: str, layer: nn.Module, make_config: Callable[[str], Any]) -> str:

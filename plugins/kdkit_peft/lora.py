@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from kdkit import param
+from kdkit import Trait, param
 from kdkit_peft.adapter_stage import AdapterStage
 from kdkit_peft.adapters import CONVOLUTIONS
 from kdkit_peft.low_rank import obstacle, parametrize_weights
@@ -24,7 +24,8 @@ class Lora(AdapterStage):
 
     A layer computes W·x + (alpha / rank)·B·A·x, where A is (rank, in) and B is (out, rank). The outputs start unchanged. Only the adapters
     and the layers of `also_train` train; W and the statistics of norms stay bit for bit. The adapters stay attached: `peft merge` adds them
-    to the weights. Works on HF models and any other nn.Module.
+    to the weights. Works on HF models and any other nn.Module, also on linear layers that `quantize weights` packed (Dettmers et al., "QLoRA",
+    2023, arXiv:2305.14314).
 
     `init` pissa takes the first singular vectors of W for A and B (Meng et al., 2024, arXiv:2404.02948), olora its QR decomposition
     (Büyükakyüz, 2024, arXiv:2406.01775); both train faster, and keep only the rest of W in the layer. Linear layers only.
@@ -32,6 +33,10 @@ class Lora(AdapterStage):
 
     id: ClassVar[str] = "peft.lora"
     known_as: ClassVar[tuple[str, ...]] = ("low-rank adaptation", "rsLoRA", "DoRA", "PiSSA", "OLoRA")
+
+    requires: ClassVar[Iterable[str]] = frozenset()
+    forbids: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED, Trait.FAKE_QUANT, Trait.ONNX}
+    adds: ClassVar[Iterable[str]] = {Trait.ADAPTERS_ATTACHED, Trait.TRAINABLE, Trait.FLOAT_WEIGHTS}
 
     rank: int = param(8, "of the adapters", ge=1, search=(2, 64), main=True)
     alpha: float = param(16.0, "the adapters' output is multiplied by alpha / rank", gt=0)
@@ -58,6 +63,9 @@ class Lora(AdapterStage):
             "use_dora": self.dora,
             "init_lora_weights": True if self.init == "kaiming" else self.init,
         }
+
+    def adapts_packed(self) -> bool:
+        return self.init in ("kaiming", "gaussian") and not self.dora
 
     def obstacle(self, layer: nn.Module) -> str:
         if found := super().obstacle(layer):

@@ -12,6 +12,7 @@ from kdkit.guards import explain_error
 from kdkit_peft.adapter_stage import FROZEN
 from kdkit_peft.adapters import different_geometry
 from kdkit_peft.low_rank import fold
+from kdkit_peft.targets import is_packed
 
 
 class Merge(Stage):
@@ -19,7 +20,7 @@ class Merge(Stage):
 
     Every adapted layer becomes its original module with W + (alpha / rank)·B·A; the outputs stay the same up to rounding, and
     parameters train again unless they were frozen before the adapters were attached. Works for all of peft's mergeable
-    adapters, also on a `PeftModel`.
+    adapters, also on a `PeftModel`. A layer with packed weights becomes a float one, since its integers can't hold the sum.
     """
 
     id: ClassVar[str] = "peft.merge"
@@ -37,12 +38,16 @@ class Merge(Stage):
             raise KdError(f"peft merge: {model.active_peft_config.peft_type.value} can't be merged: it extends the inputs, and adapts no weights")
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         merged: dict[nn.Module, nn.Module] = {}
+        packed = [name for name, module in plain.named_modules() if is_packed(getattr(module, "base_layer", nn.Identity()))]
         _merge_below(plain, "", merged)
         count = len(merged) + fold(plain)
         if not count:
             raise KdError("peft merge: the model has no adapters", "%kd peft lora attaches some")
         _release(plain)
         context.note(f"merged {count} {'adapters' if count > 1 else 'adapter'}")
+        if packed:
+            names = f"{', '.join(packed[:6])}{', ...' if len(packed) > 6 else ''}"
+            context.note(f"in float now, since packed integers can't hold the sum: {names}; quantize weights packs them again")
         return plain
 
 
@@ -66,6 +71,8 @@ def _merge(layer: Any, name: str) -> nn.Module:
             f"peft merge: the adapter of {name} has {different}, so a merge would change the outputs",
             "%kd peft lora attaches adapters that can be merged",
         )
+    if is_packed(getattr(layer, "base_layer", nn.Identity())):
+        layer.base_layer = layer.base_layer.kdkit_unpacked()
     try:
         if hasattr(layer, "unload_and_optionally_merge_module"):
             return layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)

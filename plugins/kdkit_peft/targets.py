@@ -29,6 +29,8 @@ class Adapting(Protocol):
 
     def obstacle_of_read(self, layer: nn.Module) -> str: ...
 
+    def adapts_packed(self) -> bool: ...
+
     def make_config(self, pattern: str, model: nn.Module | None = None) -> Any: ...
 
 
@@ -70,7 +72,10 @@ def find_targets(model: nn.Module, stage: Adapting, skip: tuple[str, ...], conte
     if not patterns:
         layers = _by_default(layers, seen)
     readers = {name: reader for name, layer in layers.items() if (reader := _reader(layer, seen[name]))} | _read_in_eval_mode(model, layers)
-    reasons = {name: _obstacle(name, layer, seen[name], readers.get(name, ""), stage) for name, layer in layers.items()} | untouchable(layers)
+    reasons = {name: _obstacle(name, layer, seen[name], readers.get(name, ""), stage) for name, layer in layers.items()}
+    packed = {name: layer for name, layer in layers.items() if name and stage.adapts_packed() and is_packed(layer)}
+    reasons |= untouchable({name: layer for name, layer in layers.items() if name not in packed})
+    reasons |= {name: _packed_obstacle(model, layer, seen[name], readers.get(name, "")) for name, layer in packed.items()}
     reasons |= {name: refusal(model, name, layer, stage.make_config) for name, layer in layers.items() if not reasons[name] and name not in readers}
     elsewhere = {} if patterns else {name: f"{reason}; {WHOLE}" for name, reason in weights_elsewhere(model, kinds, spared).items()}
     if patterns or any(isinstance(layer, CONVOLUTIONS) for layer in layers.values()):
@@ -123,3 +128,19 @@ def _obstacle(name: str, layer: nn.Module, use: Usage, reader: str, stage: Adapt
     if len(use.places) > 1:
         return f"it has {len(use.places)} names: {', '.join(use.places)}"
     return "" if reader else stage.obstacle(layer)
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a linear layer computes with packed weights as floats, so that an adapter can train beside them; a merge makes it float."""
+    return isinstance(layer, nn.Linear) and hasattr(layer, "kdkit_unpacked")
+
+
+def _packed_obstacle(model: nn.Module, layer: nn.Module, use: Usage, reader: str) -> str:
+    """Why a packed layer can't be adapted, or an empty string."""
+    if reader:
+        return f"it has packed weights, which {reader} reads directly"
+    if len(use.places) > 1:
+        return f"it has {len(use.places)} names: {', '.join(use.places)}"
+    inner = set(layer.children())
+    others = [name for name, module in model.named_modules() if module is not layer and inner & set(module.children())]
+    return f"its weight is tied to {', '.join(others)}, which a merge would change too" if others else ""

@@ -39,10 +39,10 @@ class _PackedLayer(nn.Module):
 
     def kdkit_exported(self) -> nn.Module:
         """The form in which it is exported to ONNX: packed, where onnxruntime can run that, or else in float."""
-        return self.unpacked()
+        return self.kdkit_unpacked()
 
-    def unpacked(self) -> nn.Module:
-        """The layer in float, with the weight that the integers stand for."""
+    def kdkit_unpacked(self) -> nn.Module:
+        """The layer in float, with the weight that the integers stand for; an adapter can train beside a packed layer that has this method."""
         raise NotImplementedError
 
     def _put(self, layer: Any) -> Any:
@@ -81,9 +81,9 @@ class PackedLinear(_PackedLayer, nn.Linear):
         return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
 
     def kdkit_exported(self) -> nn.Module:
-        return BlockedLinear(self.unpacked(), self.packed) if multiplies_packed(self.packed) else self.unpacked()
+        return BlockedLinear(self.kdkit_unpacked(), self.packed) if multiplies_packed(self.packed) else self.kdkit_unpacked()
 
-    def unpacked(self) -> nn.Module:
+    def kdkit_unpacked(self) -> nn.Module:
         return self._put(nn.Linear(self.in_features, self.out_features, bias=False, device="meta"))
 
 
@@ -102,9 +102,9 @@ class PackedTransposedLinear(_PackedLayer):
         return functional.linear(x, self.packed(x.dtype), _like(self.bias, x))
 
     def kdkit_exported(self) -> nn.Module:
-        return BlockedLinear(self.unpacked(), self.packed) if multiplies_packed(self.packed) else self.unpacked()
+        return BlockedLinear(self.kdkit_unpacked(), self.packed) if multiplies_packed(self.packed) else self.kdkit_unpacked()
 
-    def unpacked(self) -> nn.Module:
+    def kdkit_unpacked(self) -> nn.Module:
         from transformers.pytorch_utils import Conv1D
 
         with torch.device("meta"):
@@ -126,9 +126,9 @@ class PackedEmbedding(_PackedLayer, nn.Embedding):
         return self.packed.rows(input)
 
     def kdkit_exported(self) -> nn.Module:
-        return BlockedEmbedding(self.unpacked(), self.packed) if looks_up_packed(self.packed) else self.unpacked()
+        return BlockedEmbedding(self.kdkit_unpacked(), self.packed) if looks_up_packed(self.packed) else self.kdkit_unpacked()
 
-    def unpacked(self) -> nn.Module:
+    def kdkit_unpacked(self) -> nn.Module:
         return self._put(nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, sparse=self.sparse, device="meta"))
 
     def extra_repr(self) -> str:
@@ -156,7 +156,7 @@ class _PackedConvolution(_PackedLayer):
         convolve: Any = self._conv_forward
         return convolve(input, self.packed(input.dtype), _like(self.bias, input))
 
-    def unpacked(self) -> nn.Module:
+    def kdkit_unpacked(self) -> nn.Module:
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
         return self._put(self.plain(self.in_channels, self.out_channels, *geometry, bias=False, padding_mode=self.padding_mode, device="meta"))
 

@@ -138,7 +138,7 @@ def test_the_unpacked_layer_computes_what_the_packed_one_does():
     for layer, x in zip(layers, (torch.randn(2, 20), torch.randn(2, 20), torch.randn(1, 3, 9, 9), torch.randn(1, 4, 9)), strict=True):
         weight = weight_of(layer)
         packed = packed_kind(layer)(layer, PackedWeight(METHODS["rtn"](weight.flatten(1), 4, 8), 4, weight.shape, weight.dtype))
-        plain = packed.unpacked()
+        plain = packed.kdkit_unpacked()
         assert type(plain) is type(layer)
         torch.testing.assert_close(plain(x), packed(x), atol=1e-6, rtol=1e-5)
         assert plain.bias is layer.bias

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from kdkit import KdError, Session
 from kdkit.measurement.size import bytes_by_name, count_parameters, parameters_by_name, size_bytes
 from kdkit.models.traits import Trait, traits_of
 from kdkit_quantize.group_quantization import round_to_nearest
 from kdkit_quantize.packed_layers import is_transposed, packed_kind
 from kdkit_quantize.packed_weight import PackedWeight
 from kdkit_quantize.packing_stage import weight_of
+from tests.fixtures import zoo
 
 
 def packed(layer: nn.Module, bits: int = 4, group: int = 16) -> nn.Module:
@@ -119,3 +121,73 @@ def test_torchs_attention_reads_the_packed_weight_of_its_projection():
     small.out_proj = packed(attention.out_proj, 8)
     torch.testing.assert_close(small(x, x, x)[0], attention(x, x, x)[0], atol=0.01, rtol=0)
     assert not torch.equal(small(x, x, x)[0], attention(x, x, x)[0])
+
+
+# adapters beside packed weights
+
+
+def session(name: str = "mlp") -> Session:
+    return Session(zoo.MODELS[name](), train=[zoo.batch(name)], eval=[zoo.batch(name)], measures=["quality"])
+
+
+def output(model, name: str = "mlp") -> torch.Tensor:
+    given = zoo.batch(name).call(model)
+    return (given if isinstance(given, torch.Tensor) else given.logits).detach()
+
+
+@pytest.mark.parametrize("name", ["mlp", "tiny_llama"])
+@pytest.mark.parametrize("pack", ["quantize weights --bits 4", "quantize binary", "encode share --bits 3"])
+def test_adapters_train_beside_packed_weights_which_stay_as_they_are(name, pack):
+    mine = session(name)
+    before = mine.run(pack)
+    after = mine.run("peft lora --epochs 10 --learning-rate 0.01")
+    codes = [value for key, value in before.model.state_dict().items() if key.endswith("packed.codes")]
+    assert all(torch.equal(one, other) for one, other in zip(codes, [v for k, v in after.model.state_dict().items() if k.endswith("packed.codes")], strict=True))
+    assert after["loss"] < before["loss"]
+    assert Trait.PACKED_WEIGHTS in after.traits
+
+
+def test_adapters_that_are_not_trained_leave_the_outputs_as_they_were():
+    mine = session()
+    before = mine.run("quantize weights --bits 4")
+    assert torch.equal(output(mine.run("peft lora --no-train").model), output(before.model))
+
+
+@pytest.mark.parametrize("name", ["mlp", "tiny_llama"])
+def test_a_merge_makes_float_layers_that_compute_the_same_and_names_them(name):
+    mine = session(name)
+    mine.run("quantize weights --bits 4 --no-embeddings")
+    adapted = mine.run("peft lora --epochs 3 --learning-rate 0.01")
+    merged = mine.run("peft merge")
+    torch.testing.assert_close(output(merged.model, name), output(adapted.model, name), atol=1e-4, rtol=1e-4)
+    assert any(note.startswith("in float now, since packed integers can't hold the sum: ") for note in merged.notes)
+    assert Trait.FLOAT_WEIGHTS in merged.traits
+
+
+def test_a_model_can_be_packed_again_after_a_merge():
+    mine = session()
+    mine.run("quantize weights --bits 4\npeft lora --epochs 1\npeft merge\nquantize weights --bits 8")
+    assert mine.head.model.first.packed.bits == 8
+
+
+def test_layers_that_share_a_packed_weight_are_left_alone_by_name():
+    mine = session("tiny_gpt2")
+    mine.run("quantize weights --bits 4")
+    with pytest.raises(KdError) as caught:
+        mine.run("peft lora --no-train --targets lm_head")
+    assert any("lm_head: its weight is tied to transformer.wte, which a merge would change too" in hint for hint in caught.value.hints)
+
+
+def test_an_adapted_packed_version_comes_back_bit_for_bit(tmp_path):
+    mine = session()
+    made = mine.run("quantize weights --bits 4\npeft lora --epochs 1")
+    mine.save(tmp_path / "small")
+    assert torch.equal(output(Session.open(tmp_path / "small").head.model), output(made.model))
+
+
+def test_convolutions_are_left_alone_since_peft_builds_adapters_from_their_class():
+    mine = session("cnn")
+    mine.run("quantize weights --bits 4")
+    with pytest.raises(KdError, match="no layer can be adapted") as caught:
+        mine.run("peft lora --no-train")
+    assert "stem: it has packed weights" in caught.value.hints
