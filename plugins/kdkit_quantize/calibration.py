@@ -21,7 +21,13 @@ CHUNK = 8
 
 
 def calibrate(
-    model: OnnxModel, tensors: Iterable[str], batches: Iterable[Batch], context: Context, observer: Callable[[], Observer], total: int = 0
+    model: OnnxModel,
+    tensors: Iterable[str],
+    batches: Iterable[Batch],
+    context: Context,
+    observer: Callable[[], Observer],
+    total: int = 0,
+    without: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Observer]:
     """What an observer of each of `tensors`, activations within the graph, has seen after all batches.
 
@@ -29,6 +35,7 @@ def calibrate(
         tensors: their names.
         observer: makes one for each.
         total: how many batches are expected, for the progress shown.
+        without: columns, along the last axis, that the observer of a tensor does not see.
 
     Raises:
         KdError: no batches, or an activation that is infinite or not a number.
@@ -39,7 +46,7 @@ def calibrate(
     done = 0
     for batch in batches:
         for chunk in _chunks(batch):
-            _observe(seen, names, session.run(names, model.feeds(chunk)))
+            _observe(seen, names, session.run(names, model.feeds(chunk)), without or {})
             context.check_cancelled()
         done += 1
         context.progress(done, max(total, done), "calibrating")
@@ -48,11 +55,11 @@ def calibrate(
     return seen
 
 
-def _observe(seen: Mapping[str, Range], names: list[str], values: list[np.ndarray]) -> None:
+def _observe(seen: Mapping[str, Range], names: list[str], values: list[np.ndarray], without: Mapping[str, np.ndarray]) -> None:
     for name, value in zip(names, values, strict=True):
         try:
             if value.size:
-                seen[name].update(value)
+                seen[name].update(np.delete(value, without[name], -1) if name in without else value)
         except ValueError as error:
             raise KdError(f"activation {name} holds infinities or NaN on the calibration data", "check the calibration batches, and the model in float, first") from error
 

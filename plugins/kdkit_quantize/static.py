@@ -17,6 +17,7 @@ from kdkit_quantize.arithmetic import Grid, Histogram, Range, choose_range
 from kdkit_quantize.calibration import calibrate
 from kdkit_quantize.int8_stage import Int8Stage, Plan, contained
 from kdkit_quantize.layers import multiplies_activations
+from kdkit_quantize.outliers import Columns, LargestByColumn, find_outliers, isolate, separate
 from kdkit_quantize.tensor_names import neutralize_names, restore_names
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Static(Int8Stage):
     """Hold weights and activations in 8 or 16 bits, with ranges observed on calibration data, in onnxruntime; for convolutional nets.
 
     Operations between the convolutions (sums, activations, pooling) stay in 8 bits too. In transformers only products with
-    weights are quantized; there quantize dynamic is usually better.
+    weights are quantized, and columns of activations that are far larger than all others are kept in float.
     """
 
     id: ClassVar = "quantize.static"
@@ -58,6 +59,7 @@ class Static(Int8Stage):
     layout: Literal["auto", "u8s8", "u8u8", "s8s8", "u16s8", "u16s16", "s16s8", "s16s16"] = param(
         "auto", "types of activations and weights; auto takes what this machine is fastest at; 16 bits are nearly exact, and slower than float", advanced=True
     )  # type: ignore[assignment]
+    outliers: int = param(16, "of a transformer: columns of an activation to keep in float, at most; only those that are far larger than the others", ge=0)
     batches: int = param(16, "calibration batches to stream", ge=1, main=True)
     form: Literal["pairs", "operators", "auto"] = param(
         "pairs",
@@ -90,18 +92,30 @@ class Static(Int8Stage):
         assert isinstance(model, OnnxModel)
         plan = self.plan(model.graph())
         if plan.attention:
-            context.note("a transformer: products of activations stay in float; quantize dynamic needs no data and is usually the better choice")
-        seen = self.observe(model, plan, context)
+            context.note("a transformer: products of activations stay in float; quantize dynamic needs no data")
+        columns = self._outliers(model, plan, context) if plan.attention and self.outliers else {}
+        seen = self.observe(model, plan, context, columns)
         ranges = self.ranges(seen)
-        made = self._made(model, plan, ranges, context)
+        made = self._made(model, plan, ranges, columns, context)
         self.tell(made, plan, context)
         self._tell_clipping(seen, ranges, plan, context)
         return made
 
-    def observe(self, model: OnnxModel, plan: Plan, context: Context) -> Mapping[str, Range]:
-        """What the calibration data gives in each activation whose range is needed."""
+    def observe(self, model: OnnxModel, plan: Plan, context: Context, without: Columns | None = None) -> Mapping[str, Range]:
+        """What the calibration data gives in each activation whose range is needed, outlier columns left out."""
         observer = Range if self.method == "minmax" else Histogram
-        return calibrate(model, self.watched(plan), context.calibration(self.batches), context, observer, self.batches)
+        return calibrate(model, self.watched(plan), context.calibration(self.batches), context, observer, self.batches, without)
+
+    def _outliers(self, model: OnnxModel, plan: Plan, context: Context) -> Columns:
+        """The columns of the inputs of products that stay in float."""
+        products = {layer.node for layer in plan.layers if layer.operator == "MatMul"}
+        inputs = [node.input[0] for node in plan.model.graph.node if node.name in products]
+        seen = calibrate(model, inputs, context.calibration(self.batches), context, LargestByColumn, self.batches)
+        found = {name: columns for name, each in seen.items() if (columns := find_outliers(each.largest, self.outliers)).size}
+        if found:
+            split = sum(name in found for name in inputs)
+            context.note(f"outlier columns in float: {sum(columns.size for columns in found.values())} in {len(found)} activations, {split} products split")
+        return found
 
     def ranges(self, seen: Mapping[str, Range]) -> _Ranges:
         """The range of each activation, by the method."""
@@ -120,16 +134,25 @@ class Static(Int8Stage):
         where = f"; most in {_place(plan.model, most)}: {outside[most]:.2%}, kept {_interval(ranges[most])} of {_interval((seen[most].lowest, seen[most].highest))}"
         context.note(f"clipping by {self.method}: {share:.3%} of the activations are outside of their ranges{where if outside[most] else ''}")
 
-    def _made(self, model: OnnxModel, plan: Plan, ranges: _Ranges, context: Context) -> OnnxModel:
+    def _made(self, model: OnnxModel, plan: Plan, ranges: _Ranges, columns: Columns, context: Context) -> OnnxModel:
         """In the smaller form, if onnxruntime runs it."""
         form = self._form(plan.attention)
-        made = self.pack(self._quantize(self.plan(model.graph()), ranges, form), plan, model)
+        made = self.pack(self._quantize(*self._apart(model, ranges, columns), form), plan, model)
         if form == "pairs" or (failure := _failure(made, context)) is None:
             return made
         if self.form == "operators":
             raise KdError(f"quantize static: as 8-bit operators this model doesn't run: {failure.message}", "--form pairs") from failure
         context.note("as pairs of quantize and dequantize: onnxruntime doesn't run this model as 8-bit operators")
-        return self.pack(self._quantize(self.plan(model.graph()), ranges, "pairs"), plan, model)
+        return self.pack(self._quantize(*self._apart(model, ranges, columns), "pairs"), plan, model)
+
+    def _apart(self, model: OnnxModel, ranges: _Ranges, columns: Columns) -> tuple[Plan, _Ranges]:
+        """The plan of a graph and its ranges; in a transformer products read a copy of what skip connections read, and outliers go past them."""
+        plan = self.plan(model.graph())
+        if not plan.attention:
+            return plan, ranges
+        separate(plan.model, plan.layers, columns)
+        copies = isolate(plan.model, plan.layers)
+        return plan, ranges | {copy: ranges[name] for copy, name in copies.items() if name in ranges}
 
     def _form(self, attention: bool) -> str:
         if self.form != "auto":
