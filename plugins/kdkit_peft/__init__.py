@@ -10,6 +10,7 @@ kdkit_classes = {
     "Adapted": ["kdkit_peft.bottleneck:Adapted"],
     "Bottleneck": ["kdkit_peft.bottleneck:Bottleneck"],
     "LowRank": ["kdkit_peft.low_rank:LowRank"],
+    "Prompted": ["kdkit_peft.prompted:Prompted"],
 }
 """The classes that can be in a saved folder: name -> where it is."""
 
@@ -23,6 +24,7 @@ def kdkit_stages() -> Iterable[type[Stage]]:
     from kdkit_peft.lora import Lora
     from kdkit_peft.merge import Merge
     from kdkit_peft.oft import Oft
+    from kdkit_peft.prompt import Prompt, PTuning
     from kdkit_peft.vera import Vera
 
-    return [Lora, AdaLora, Ia3, Vera, Oft, Adapters, Merge]
+    return [Lora, AdaLora, Ia3, Vera, Oft, Adapters, Prompt, PTuning, Merge]
