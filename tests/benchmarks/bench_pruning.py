@@ -28,10 +28,11 @@ from tests.benchmarks.real_data import cifar, cifar_resnet
 from tests.benchmarks.timing import RESULTS, keep
 from tests.fixtures.data_folder import absent
 
-MACS = 0.476
+MACS = 1 / 2.1
 """Share of the multiply-adds to keep: 2.1 times fewer, as in the tables of the literature."""
 
 STAGES = {
+    "l1, the same ratio in each layer": Channels(macs=MACS, importance="l1"),
     "l2, the same ratio in each layer": Channels(macs=MACS, importance="l2"),
     "l2, statistics of the whole net": Channels(macs=MACS, importance="l2", statistics=0),
     "fpgm, global": Channels(macs=MACS, importance="fpgm", scope="global"),
@@ -74,14 +75,17 @@ def _context(data: dict[str, Tensor]) -> Context:
 
 
 def _torch_pruning(model: nn.Module, data: dict[str, Tensor], power: int) -> nn.Module:
-    """The cut of `torch_pruning`'s own pruner, at its smallest ratio that meets the target, and statistics estimated again."""
+    """The cut of `torch_pruning`'s own pruner, at its smallest ratio that meets the target, and statistics estimated again.
+
+    Of the inner widths of the blocks, as kdkit cuts them: it does not follow this net's zero-padded shortcuts, and its cut of the stream fails.
+    """
     import torch_pruning
 
     images, whole = data["train_x"][:1], _macs(model, data)
     for step in range(30, 70):
         twin = private_copy(model)
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=power)
-        ignored = [module for module in twin.modules() if isinstance(module, nn.Linear)]
+        ignored = [module for name, module in twin.named_modules() if isinstance(module, nn.Linear) or name == "conv1" or name.endswith("conv2")]
         torch_pruning.pruner.BasePruner(twin, images, importance, pruning_ratio=step / 100, ignored_layers=ignored).step()
         if _macs(twin, data) <= MACS * whole:
             reestimate(twin, [Batch((part,)) for part in data["train_x"][:1024].split(128)])
