@@ -9,6 +9,9 @@ from kdkit.session.history import History, Version
 from kdkit.session.listing import Listing
 from kdkit.session.next_steps import next_steps
 
+FEW = 5
+"""Next steps that a status names."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -55,7 +58,7 @@ class Status:
 
     @property
     def _ahead(self) -> str:
-        chosen, name = _first_of_families(self.next), self.head.name
+        chosen, name = _first_of_families(self.next)[:FEW], self.head.name
         return f"next: {', '.join(chosen)}; %kd list shows all" if chosen else f"next: nothing fits {name}; save or export it, or branch from another version with --on"
 
 
