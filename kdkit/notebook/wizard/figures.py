@@ -44,5 +44,10 @@ def _known(figures: StepForecast) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _bar(share: float) -> str:
-    """A bar as long as the share, and the share as a number: the bar alone says nothing to a screen reader."""
-    return f'<span class="kdkit-bar" aria-hidden="true"><span style="width:{min(share, 1.0):.1%}"></span></span> {escape(f"x{share:.2g}")}'
+    """A bar, and the share as a number."""
+    return f"{bar(share)} {escape(f'x{share:.2g}')}"
+
+
+def bar(share: float) -> str:
+    """A bar as long as a share. It says nothing to a screen reader: write the figure beside it."""
+    return f'<span class="kdkit-bar" aria-hidden="true"><span style="width:{min(share, 1.0):.1%}"></span></span>'

@@ -70,7 +70,8 @@ def test_a_session_begins_with_what_the_notebook_holds(fresh):
     assert "integer labels" in start.about_task.value
     assert "212 parameters" in start.about_model.value
     fresh.open("Layers")
-    assert "Linear" in fresh.tab("Layers").layers.value
+    assert list(fresh.tab("Layers").rows) == ["0", "2"]
+    assert "144 parameters" in fresh.tab("Layers").rows["0"].text.value
 
 
 @pytest.mark.slow
@@ -343,6 +344,52 @@ def test_the_lines_that_are_shown_do_the_same(wizard, cells):
     cells.give(shown.replace("by_hand", "by_line"))
     by_hand, by_line = (wizard.controller.session[name].model.state_dict() for name in ("@by_hand", "@by_line"))
     assert all(bool((by_hand[name] == by_line[name]).all()) for name in by_hand)
+
+
+@pytest.mark.slow
+def test_checked_layers_are_written_to_an_option_of_a_step(wizard):
+    layers = wizard.tab("Layers")
+    wizard.open("Layers")
+    assert layers.apply.disabled
+    add(wizard, "prune channels")
+    add(wizard, "quantize weights")
+    wizard.open("Layers")
+    assert layers.target.options[:2] == ("step 1, prune channels: layers", "step 1, prune channels: skip")
+    layers.target.index = 1
+    layers.rows["2"].check.value = True
+    assert "prune channels --skip 2" in code(wizard)
+    press(wizard, layers.apply)
+    assert wizard.controller.draft.steps[0] == "prune channels --skip 2"
+    press(wizard, layers.none)
+    press(wizard, layers.apply)
+    assert wizard.controller.draft.steps[0] == "prune channels"
+    press(wizard, layers.measure)
+    assert "done" in reported(wizard), reported(wizard)
+    assert "sensitivity" in layers.rows["0"].text.value
+
+
+class PerLayer(Stage):
+    """Bits, layer by layer."""
+
+    id: ClassVar = "quantize.test-bits"
+    bits: dict[str, int] = param({}, "of the weights, by layer", ge=2, le=8, names="layers")
+
+    def apply(self, model, context): ...
+
+
+@pytest.mark.slow
+def test_values_of_layers_are_written_to_an_option_that_holds_one_for_each(wizard, offered):
+    offered(PerLayer)
+    add(wizard, "quantize test-bits")
+    layers = wizard.tab("Layers")
+    wizard.open("Layers")
+    assert layers.rows["0"].value.layout.display is None
+    layers.rows["0"].value.value, layers.rows["2"].value.value = "8", "4"
+    press(wizard, layers.apply)
+    assert wizard.controller.draft.steps == ("quantize test-bits --bits 0=8 2=4",)
+    layers.rows["2"].value.value = "many"
+    layers.apply.click()
+    assert "is not a whole number" in reported(wizard)
 
 
 # stopping, going on, failing
@@ -674,11 +721,11 @@ def test_the_model_is_shown_as_it_is_named_and_what_its_data_tells_once_it_is_gi
     wizard = Wizard(notebook.workspace_of(cells.shell))
     start, layers = wizard.tab("Start"), wizard.tab("Layers")
     wizard.open("Layers")
-    before = layers.layers.value
+    assert "MACs" not in layers.rows["0"].text.value
     cells.give("%kd set --eval {train};")
     cells.give("%kd keep @base --as first;")
     wizard.refresh()
-    assert layers.layers.value != before, "with data it has MACs"
+    assert "128 MACs" in layers.rows["0"].text.value, "with data it has MACs"
     wizard.open("Start")
     assert "@first" in start.about_model.value
     wizard.close()

@@ -28,7 +28,7 @@ class ResultsTab(VerbForms):
     def build(self) -> None:
         self.table, self.about_version = widgets.HTML(), widgets.HTML()
         self._shown: History | None = None
-        self.version = widgets.Dropdown(description="version", style={"description_width": "5em"}, layout={"width": "22em"})
+        self.version = widgets.Dropdown(description="chosen version", style={"description_width": "8em"}, layout={"width": "25em"})
         self.version.observe(self._show_version, "value")
         self.begin = self.button("Build on it", "start the next pipeline from this version", self._begin)
         self.ship = self.button("Export it", "choose a file or a folder for this version", self._ship)
