@@ -43,7 +43,8 @@ STYLE = """<style>
 .kdkit-wizard .kdkit-palette > .widget-hbox { align-items: baseline; flex-wrap: wrap; }
 .kdkit-wizard .kdkit-palette .jupyter-button { min-width: 16.5em; text-align: left; }
 @media (min-width: 900px) { .kdkit-wizard .kdkit-curves .widget-html-content > div { display: inline-block; vertical-align: top; margin-right: 12px !important; } }
-.kdkit-wizard .kdkit-cell { display: inline-block; min-width: 12em; white-space: nowrap; }
+.kdkit-wizard .kdkit-cell { display: inline-block; min-width: 15em; margin-right: 8px; white-space: nowrap; }
+.kdkit-wizard .kdkit-kind { display: inline-block; min-width: 7em; }
 .kdkit-wizard .kdkit-layers .widget-html-content { white-space: normal; }
 .kdkit-wizard .kdkit-results [role=listitem] { cursor: pointer; }
 .kdkit-wizard summary { cursor: pointer; }

@@ -239,4 +239,4 @@ class Row:
     def show(self, layer: str, cells: Iterable[tuple[str, float | None, float]]) -> None:
         """Show the class and the figures, each with a bar relative to the largest of all layers."""
         bars = [f'<span class="kdkit-cell">{bar(value / most)} {number(value)} {name}</span>' for name, value, most in cells if value is not None]
-        write(self.text, f"<small>{escape(layer)}</small> {''.join(bars)}")
+        write(self.text, f'<small class="kdkit-kind">{escape(layer)}</small> {"".join(bars)}')
