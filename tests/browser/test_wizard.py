@@ -196,7 +196,7 @@ def test_a_new_session_recognises_its_data_and_task(begun):
     expect(begun.to("combobox", "train").locator("option:checked")).to_have_text("(not set)")
     begun.press("Change data")
     begun.open("Layers")
-    expect(begun.form).to_contain_text("8 modules in Sequential")
+    expect(begun.form).to_contain_text("1.17 k parameters")
     expect(begun.lines).to_have_text("%kd layers")
 
 
