@@ -164,6 +164,6 @@ def factorize(weight: Tensor, ranks: Ranks, seen: Observation | None = None) -> 
     from tensorly.decomposition import partial_tucker
 
     with tensorly.backend_context("numpy", local_threadsafe=True):
-        (core, (outputs, inputs)), _ = partial_tucker(whiten(weight, seen).cpu().numpy(), rank=ranks, modes=[0, 1], n_iter_max=20, init="svd")
+        (core, (outputs, inputs)), _ = partial_tucker(whiten(weight, seen).double().cpu().numpy(), rank=ranks, modes=[0, 1], n_iter_max=20, init="svd")
     found = [torch.from_numpy(part.copy()).to(weight) for part in (core, outputs, inputs)]
     return found[0], found[1], found[2] if seen is None else seen.roots()[1] @ found[2]
