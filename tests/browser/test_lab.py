@@ -74,7 +74,11 @@ def test_a_request_to_elsewhere_would_be_noticed(session):
 
 def test_a_report_brings_its_table_and_its_curves(cells):
     output = cells["report and curves"].output
-    expect(output.locator("table")).to_be_visible()
+    short, complete = output.locator("table").all()
+    expect(short).to_be_visible()
+    expect(complete).to_be_hidden()
+    output.get_by_text("All figures, and how they were measured").click()
+    expect(complete).to_be_visible()
     expect(output.get_by_role("img", name=re.compile("Loss"))).to_be_visible()
     expect(output.get_by_role("img", name=re.compile("Validation"))).to_be_visible()
 
