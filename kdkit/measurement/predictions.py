@@ -52,6 +52,7 @@ class PredictionStore:
         self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
         self._folder = ScratchFolder()
         self._models: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, bytes], _Kept]] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[nn.Module, list[tuple[str, int, str]]] = weakref.WeakKeyDictionary()
         self._held = {"memory": 0, "disk": 0}
         self._lock = threading.RLock()  # a model may be collected, and its outputs freed, at any moment, also within a block
         self._files = 0
@@ -66,10 +67,11 @@ class PredictionStore:
         """A function that returns a model's output for a batch: what was kept, or else what the model gives, which is then kept.
 
         Args:
-            model: must not change as long as it exists.
+            model: if its weights have changed since its outputs were kept, these are forgotten.
             place: where it runs, such as the name of a backend; outputs of another place are others.
             runner: opens the model; called when the first output is not there.
         """
+        self._forget_changed(model)
         # the model is opened within a block of the caller and closed after it; the outer block makes their order irrelevant
         with gradients_off(), contextlib.ExitStack() as stack:
             opened: list[Call] = []
@@ -86,6 +88,13 @@ class PredictionStore:
                 return output
 
             yield call
+
+    def _forget_changed(self, model: nn.Module) -> None:
+        with self._lock:
+            state = _state(model)
+            if self._states.get(model, state) != state:
+                self._models.pop(model, None)
+            self._states[model] = state
 
     def _keep(self, model: nn.Module, key: tuple[str, bytes], output: Any) -> None:
         leaves, spec = tree_flatten(output)
@@ -162,6 +171,17 @@ def _release(held: dict[str, int], lock: threading.RLock, where: str, size: int,
         held[where] -= size
     if file is not None:
         file.unlink(missing_ok=True)
+
+
+def _state(model: nn.Module) -> list[tuple[str, int, str]]:
+    """What differs once somebody has written to the weights: their versions, and their sums, since writes to `.data` count no version."""
+    found = []
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        try:
+            found.append((name, tensor._version, str(tensor.sum(dtype=torch.float64).item())))
+        except (RuntimeError, TypeError):  # inference tensors have no version, and packed weights no sum
+            found.append((name, 0, ""))
+    return found
 
 
 def fingerprint(batch: Batch) -> bytes | None:

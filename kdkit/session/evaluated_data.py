@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kdkit.data import Batch, Data
@@ -21,7 +22,7 @@ def on_earlier_data(report: Report) -> Report:
 
 
 def are_same(one: Data | None, other: Data | None) -> bool:
-    """Whether two data sets have as many items and begin with the same ones, as when one object is given again.
+    """Whether two data sets give the same items with the same labels, as when one object is given again; data of unknown length are never the same.
 
     >>> import torch
     >>> data, again, others = (Data(lambda value=value: [torch.full((2, 3), value)], "made", 2) for value in (1.0, 1.0, 2.0))
@@ -30,11 +31,30 @@ def are_same(one: Data | None, other: Data | None) -> bool:
     """
     if one is None or other is None or one is other:
         return one is other
-    if one.items != other.items:
+    if one.items is None or one.items != other.items:
         return False
-    size = min(one.example().size, other.example().size)
-    start = _digest(one.example()[:size])
-    return start is not None and start == _digest(other.example()[:size])
+    return all(_are_equal(*pair) for pair in _aligned(one, other))
+
+
+def _aligned(one: Data, other: Data) -> Iterator[tuple[Batch | None, Batch | None]]:
+    """The same items of both, in batches of equal sizes; None where one has ended."""
+    first, second = iter(one.batches()), iter(other.batches())
+    left, right = next(first, None), next(second, None)
+    while left is not None and right is not None:
+        size = min(left.size, right.size)
+        yield left[:size], right[:size]
+        left = left[size:] if left.size > size else next(first, None)
+        right = right[size:] if right.size > size else next(second, None)
+    if left is not right:
+        yield left, right
+
+
+def _are_equal(one: Batch | None, other: Batch | None) -> bool:
+    """Whether two batches are there and hold the same values; what has no digest is never the same."""
+    if one is None or other is None:
+        return False
+    digest = _digest(one)
+    return digest is not None and digest == _digest(other)
 
 
 def _digest(batch: Batch) -> bytes | None:

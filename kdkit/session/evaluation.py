@@ -46,27 +46,32 @@ class Evaluation(SessionState):
         before = self.objects, self.settings, self.task, self.trackers
         super().set(**given)
         try:
-            if self.history.versions and "eval" in self.objects and self._decides_otherwise(*before[:2]):
-                self._measure_late(before[0])
-            elif "loss_limit" in given:
+            if self.history.versions and "eval" in self.objects:
+                self._measure_late(*before[:2])
+            if "loss_limit" in given:
                 self.history = self.history  # which marks them again
         except BaseException:
             self.objects, self.settings, self.task, self.trackers = before
             raise
         return self
 
-    def _decides_otherwise(self, objects: Objects, settings: Mapping[str, Any]) -> bool:
-        """Whether figures on the evaluation data differ from those with earlier objects and settings."""
-        return not are_same(objects.get("eval"), self.objects["eval"]) or any(settings[name] != self.settings[name] for name in DECIDE_QUALITY)
+    def _measure_late(self, objects: Objects, settings: Mapping[str, Any]) -> None:
+        """Measure the original again where its figures on evaluation data depend on what has changed, and mark those of other versions.
 
-    def _measure_late(self, before: Objects) -> None:
-        """Measure the original on evaluation data that were not there, and mark what was measured on others."""
-        is_other = not are_same(before.get("eval"), self.objects["eval"])
+        Args:
+            objects, settings: as they were.
+        """
+        changed = {name for name in DECIDE_QUALITY if settings[name] != self.settings[name]}
+        is_other = not are_same(objects.get("eval"), self.objects["eval"]) or bool(changed - {"sample"})
+        if not is_other and not changed:
+            return
         history = self.history.reported(on_earlier_data) if is_other else self.history
         base = next((version for version in history if version.model is self.original), None)
         if base is not None:
-            report = self._measured(self.original, storage=base.storage) if before.example() is None else self._with_quality(base)
+            report = self._measured(self.original, storage=base.storage) if objects.example() is None else self._with_quality(base)
             history = history.replaced(replace(base, report=report))
+        if is_other:
+            self._removed.change_reports(on_earlier_data)
         self.history = history
 
     def _with_quality(self, version: Version, all: bool = False) -> Report:

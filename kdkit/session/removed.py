@@ -12,6 +12,7 @@ from torch import nn
 
 from kdkit.errors import KdError, did_you_mean
 from kdkit.guards.scratch import ScratchFolder
+from kdkit.measurement.report import Report
 from kdkit.models.copies import share_unchanged
 from kdkit.session.history import History, Version
 from kdkit.storage.folder import plain_tensors
@@ -73,6 +74,13 @@ class RemovedVersions:
         """Free a version for good."""
         del self._removed[number]
         self._file(number).unlink(missing_ok=True)
+
+    def change_reports(self, change: Callable[[Report], Report]) -> None:
+        """Change the reports of all removed versions, as when the data that they were measured on are replaced."""
+        self._removed = {
+            number: replace(removed, lineage=tuple(replace(version, report=change(version.report)) for version in removed.lineage))
+            for number, removed in self._removed.items()
+        }
 
     def find(self, name: str | None = None) -> Removed:
         """A removed version by "@label" or "@number"; of several with one label, the last; default: the last of all.

@@ -151,7 +151,7 @@ class _Walk:
         known = self.channels.get(made)
         group = self.groups[self._root(known.group)] if known else None
         alone = group is not None and len(made.users) == 1 and len(group.makers) == 1 and not group.readers and not group.makers[0].norm and not group.rectified
-        if name is None or group is None or known is None or known.repeat > 1 or not alone:
+        if name is None or group is None or known is None or known.repeat > 1 or not alone or self.model.get_submodule(name).running_var is None:
             self._fix([made])
             return
         group.makers[0] = Maker(group.makers[0].layer, name)
@@ -172,9 +172,9 @@ class _Walk:
         known, before, after = self.channels.get(node.args[0]), node.args[0].meta["val"].shape, node.meta["val"].shape
         if known is None:
             return
-        axes = known.axis == 1 and len(after) >= 2
+        axes = known.axis == 1 and len(after) >= 2 and after[0] == before[0]
         averaged = str(node.target).startswith("aten.mean") and 1 not in _axes(node.args[1], len(before))
-        if axes and after[1] == before[1] and (averaged or len(after) == 2):
+        if axes and after[1] == before[1] and (averaged or (math.prod(before[2:]) == 1 and len(after) == 2)):
             self.channels[node] = known
         elif axes and len(after) == 2 and known.repeat == 1 and after[1] == math.prod(before[1:]):
             self.channels[node] = _Channels(known.group, 1, int(after[1] // before[1]))
@@ -188,6 +188,7 @@ class _Walk:
             self._fix(node.args)
             return
         self._join(one.group, other.group)
+        self.groups[self._root(one.group)].rectified = False  # a shift of the channels is added as often as they are
         self.channels[node] = one
 
     def _module_of(self, node: Any, kind: Any) -> str | None:

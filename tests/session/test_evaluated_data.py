@@ -53,9 +53,57 @@ def test_figures_on_data_that_were_replaced_are_marked_until_they_are_measured_a
 def test_the_same_data_given_again_measure_and_mark_nothing(monkeypatch):
     session = Session(zoo.mlp(), eval=items(40), measures=COUNTS)
     session.run("decompose svd --ratio 0.5", label="thin")
-    monkeypatch.setattr(session, "_measure_late", lambda before: pytest.fail("measured"))
+    monkeypatch.setattr(session, "_with_quality", lambda *given: pytest.fail("measured"))
     session.set(eval=items(40), task=None, batch_size=16)
     assert "note" not in repr(session.compare())
+
+
+def test_data_that_differ_late_are_others_whatever_their_batches():
+    inputs, labels = items(80)
+    later = labels.clone()
+    later[70:] = (later[70:] + 1) % 4
+    session = Session(zoo.mlp(), eval=(inputs, labels), measures=COUNTS)
+    session.run("decompose svd --ratio 0.5", label="thin")
+    session.set(eval=(inputs, later), batch_size=16)
+    assert session["@base"]["accuracy"] == Session(zoo.mlp(), eval=(inputs, later), measures=COUNTS).head["accuracy"]
+    assert session.version("@thin").report["accuracy"].data == "earlier eval"
+
+
+def test_a_removed_version_comes_back_with_its_figures_marked():
+    session = Session(zoo.mlp(), eval=items(40), measures=COUNTS)
+    session.run("decompose svd --ratio 0.5", label="thin")
+    session.undo()
+    session.drop("@thin")
+    session.set(eval=items(40, seed=1))
+    session.restore("@thin")
+    assert session.version("@thin").report["accuracy"].data == "earlier eval"
+
+
+def test_figures_by_another_output_are_marked():
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.two = torch.nn.Linear(16, 16), torch.nn.Linear(16, 4), torch.nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            seen = self.body(x).relu()
+            return self.one(seen), self.two(seen)
+
+    session = Session(Two(), eval=items(40), output="0", measures=COUNTS)
+    session.run("decompose svd --ratio 0.5", label="thin")
+    session.set(output="1")
+    assert session["@base"].report["accuracy"].data == "eval"
+    assert session.version("@thin").report["accuracy"].data == "earlier eval"
+
+
+@pytest.mark.parametrize("flip", [lambda weight: weight.mul_(-1), lambda weight: weight.data.mul_(-1)])
+def test_a_version_whose_weights_were_changed_runs_again(flip):
+    session = Session(zoo.mlp(), eval=items(40), measures=COUNTS)
+    thin = session.run("decompose svd --ratio 0.5", label="thin")
+    with torch.no_grad():
+        for weight in thin.model.parameters():
+            flip(weight)
+    assert session.evaluate("@thin")["loss"].value != thin["loss"]
 
 
 @pytest.mark.parametrize("changed", ["labels", "items"])
@@ -100,7 +148,7 @@ def test_an_interrupt_while_the_original_is_measured_leaves_the_data_as_they_wer
 
 def test_other_settings_measure_nothing(monkeypatch):
     session = Session(zoo.mlp(), eval=items(40), measures=COUNTS)
-    monkeypatch.setattr(session, "_measure_late", lambda before: pytest.fail("measured"))
+    monkeypatch.setattr(session, "_with_quality", lambda *given: pytest.fail("measured"))
     session.set(seed=4, train=items(4))
 
 

@@ -154,9 +154,10 @@ def folding(norm: Any, weight: Tensor) -> Tensor:
     tensor([[0.5000],
             [1.0000]])
     """
-    if norm is None:
+    if norm is None or norm.running_var is None:
         return torch.ones([], device=weight.device)
-    factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+    gamma = 1.0 if norm.weight is None else norm.weight
+    factor = (gamma / (norm.running_var + norm.eps).sqrt()).detach()
     return torch.where(factor == 0, 1.0, factor).reshape(-1, *[1] * (weight.dim() - 1))
 
 

@@ -192,6 +192,51 @@ def test_biases_are_not_absorbed_behind_a_padding_that_would_then_be_wrong():
         assert absorb(net, channel_groups(net, IMAGES)[0]) == 0
 
 
+class Rows(nn.Module):
+    """Reads positions as if they were channels: there are as many of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.read = nn.Conv1d(1, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(torch.relu(self.made(x[:, None])).reshape(-1, 6)).reshape(len(x), 6, 4).mean(1)
+
+
+def test_a_reshape_that_mixes_channels_and_positions_is_left_alone():
+    with pytest.raises(KdError, match="no channels that can be rescaled"):
+        equalized(Rows(), VECTORS, absorb=True)
+
+
+class Doubled(nn.Module):
+    """Adds channels to themselves before they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = seeded(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.body(x).relu()
+        return self.head(seen + seen)
+
+
+def test_biases_are_not_absorbed_where_channels_are_added_to_themselves():
+    net = Doubled()
+    with torch.no_grad():
+        net.body[1].bias.fill_(1e3)
+    (group,) = channel_groups(net, IMAGES)
+    assert absorb(net, group) == 0
+    made, _ = equalized(net, IMAGES)
+    torch.testing.assert_close(IMAGES.call(made), IMAGES.call(net), rtol=1e-3, atol=1e-3)
+
+
+def test_a_norm_without_statistics_is_left_alone():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(KdError, match="no channels that can be rescaled"):
+        equalized(net, VECTORS)
+
+
 @pytest.mark.parametrize("name", ["cnn", "depthwise", "mlp"])
 def test_nets_of_the_zoo_keep_their_outputs(name):
     net, batch = zoo.MODELS[name]().eval(), zoo.batch(name)

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdkit.models.traits import Trait, traits_of
 from kdkit_quantize.arithmetic import Grid, dequantize, quantize
-from kdkit_quantize.simulation.quantizers import ActivationQuantizer, WeightQuantizer, best_scale, fake_quantize
+from kdkit_quantize.simulation.quantizers import ActivationQuantizer, WeightQuantizer, best_scale, fake_quantize, folding
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20), st.floats(0.0625, 4, width=32), st.integers(2, 8), st.integers(0, 3))
@@ -84,3 +84,9 @@ def test_a_learned_scale_trains_and_the_other_follows_what_training_sees():
     (learned(x) - x).square().mean().backward()
     assert learned.log_scale.grad < 0  # a wider range would fit better
     assert Trait.FAKE_QUANT in traits_of(learned)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3, affine=False), nn.BatchNorm1d(3, track_running_stats=False)])
+def test_norms_without_weight_or_statistics_fold_what_they_have(norm):
+    factor = folding(norm, torch.ones(3, 2))
+    torch.testing.assert_close(torch.ones(3, 1) * factor, torch.full((3, 1), (1 + norm.eps) ** -0.5 if norm.running_var is not None else 1.0))
